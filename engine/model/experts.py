@@ -1,0 +1,226 @@
+"""The experts of every MoE layer, computed from whatever an ExpertProvider hands over, on transformers' seam.
+
+`compute_experts` is registered with transformers as "expertflow". Each (token, k) pair has a row of its own for its
+expert's output, and the rows are summed in the order of k at the end: the result does not depend on the order in
+which experts arrive, so neither on what is resident nor on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+
+from engine.model import kernels, upcast
+from engine.model.stored_linear import MAX_KERNEL_ROWS
+
+NAME = "expertflow"
+
+
+class ExpertWeights(Protocol):
+    """One expert's weights where they lie."""
+
+    @property
+    def address(self) -> int:
+        """Address of the slot's first byte."""
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> view in the slot, storage dtype, without the leading expert dimension."""
+
+
+class Lease(Protocol):
+    """Experts asked for; a context manager that releases whatever is still held when left."""
+
+    def __enter__(self) -> Lease: ...
+
+    def __exit__(self, *exception) -> object: ...
+
+    def next_batch(self) -> Sequence[tuple[int, ExpertWeights]]:
+        """Blocks until at least one further expert is ready, returns all that are; [] after the last.
+
+        The batch before is released, so its weights must not be used any more.
+        """
+
+
+class ExpertProvider(Protocol):
+    """Where experts come from. `layer` counts MoE layers in forward order."""
+
+    def observe(self, layer: int, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
+        """The real routing, [tokens, top_k] each, told before `acquire`."""
+
+    def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
+        """Asks for distinct experts."""
+
+
+class ExpertsNotAttached(RuntimeError):
+    """A model with the expertflow experts was run before `attach`."""
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """What is known about one layer's experts beforehand.
+
+    `activation`: the kernels' number when the plain gated form (act(gate) * up, gate rows first, no bias) applies,
+    else None and torch computes.
+    """
+
+    provider: ExpertProvider
+    layer: int
+    num_experts: int
+    activation: int | None
+
+
+def register() -> None:
+    """Makes `experts_implementation="expertflow"` valid in transformers. May be called again."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, compute_experts)
+
+
+def attach(experts_modules: Sequence[nn.Module], provider: ExpertProvider) -> None:
+    """Connects each experts module, in forward order, with the provider of its weights."""
+    register()
+    for layer, module in enumerate(experts_modules):
+        plan = ExpertsPlan(provider, layer, int(module.num_experts), plain_activation(module))
+        object.__setattr__(module, "_expertflow", plan)  # not a submodule, and never part of a state dict
+
+
+def plain_activation(module: nn.Module) -> int | None:
+    """The kernels' activation number when the kernels can compute these experts, else None."""
+    if not kernels.available() or not _is_plain(module):
+        return None
+    from engine.model.kernels.activation import activation_number
+
+    return activation_number(module.act_fn)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        getattr(module, "has_gate", True)
+        and getattr(module, "is_concatenated", True)
+        and not getattr(module, "is_transposed", False)
+        and not getattr(module, "has_bias", False)
+        and not getattr(module, "has_post_expert_norm", False)
+        and getattr(type(module), "_apply_gate", None) is _default_apply_gate
+        and isinstance(getattr(module, "act_fn", None), nn.Module)
+    )
+
+
+def compute_experts(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Sum over k of weight * expert(hidden state): [tokens, width] from [tokens, width] and twice [tokens, top_k].
+
+    Ids outside 0..num_experts-1 mean "nobody" and contribute nothing.
+    """
+    plan: ExpertsPlan | None = getattr(module, "_expertflow", None)
+    if plan is None:
+        raise ExpertsNotAttached(f"{type(module).__name__} has no expert provider: call attach() first.")
+    if top_k_weights.shape != top_k_index.shape:  # older DeepSeek-style routers pass [tokens, num_experts]
+        top_k_weights = top_k_weights.gather(1, top_k_index.clamp(0, plan.num_experts - 1))
+    plan.provider.observe(plan.layer, top_k_index, top_k_weights)
+    pairs = _Pairs(top_k_index, plan.num_experts)
+    x = hidden_states.float()
+    rows = torch.empty(top_k_index.numel(), x.shape[1], dtype=torch.float32)
+    if len(pairs.nobody):
+        rows[torch.from_numpy(pairs.nobody)] = 0.0
+    few_rows = plan.activation is not None and x.shape[0] <= MAX_KERNEL_ROWS
+    with plan.provider.acquire(plan.layer, pairs.experts.tolist()) as lease:
+        while batch := lease.next_batch():
+            if few_rows and _kernel_reads(batch[0][1].tensors):
+                _batch_by_kernel(plan, batch, pairs, x, rows)
+            else:
+                _batch_by_torch(module, batch, pairs, x, rows)
+    return _combined(rows, top_k_weights.float()).to(hidden_states.dtype)
+
+
+class _Pairs:
+    """(token, k) pairs grouped by expert. Pair p is token p // top_k; its output row is p."""
+
+    def __init__(self, top_k_index: torch.Tensor, num_experts: int) -> None:
+        self.top_k = top_k_index.shape[1]
+        ids = top_k_index.detach().reshape(-1).numpy()
+        order = np.argsort(ids, kind="stable")
+        first = np.searchsorted(ids, 0, sorter=order)
+        last = np.searchsorted(ids, num_experts, sorter=order)
+        self.nobody = np.concatenate([order[:first], order[last:]])
+        order = order[first:last]
+        self.experts, starts = np.unique(ids[order], return_index=True)
+        self._groups = dict(zip(self.experts.tolist(), np.split(order, starts[1:]), strict=False))
+
+    def of(self, expert: int) -> np.ndarray:
+        """Pairs routed to `expert`, ascending."""
+        return self._groups[expert]
+
+
+Batch = Sequence[tuple[int, ExpertWeights]]
+
+
+def _batch_by_torch(
+    module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor
+) -> None:
+    for expert, weights in batch:
+        chosen = torch.from_numpy(pairs.of(expert))
+        tokens = chosen // pairs.top_k
+        rows[chosen] = expert_forward(module, weights.tensors, x[tokens])
+
+
+def expert_forward(module: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """One expert of any family on the seam: [rows, width] -> [rows, width], fp32."""
+    multiply = upcast.linear_transposed if getattr(module, "is_transposed", False) else upcast.linear
+    gated = getattr(module, "has_gate", True)
+    first = "gate_up_proj" if gated else "up_proj"
+    inner = multiply(x, tensors[first], _bias(tensors, first))
+    inner = module._apply_gate(inner) if gated else module.act_fn(inner)
+    out = multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"))
+    return module.post_expert_norm(out) if getattr(module, "has_post_expert_norm", False) else out
+
+
+def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    bias = tensors.get(f"{name}_bias")
+    return None if bias is None else bias.float()
+
+
+def _kernel_reads(tensors: dict[str, torch.Tensor]) -> bool:
+    from engine.model.kernels.storage import has_kernel_dtype
+
+    gate_up, down = tensors["gate_up_proj"], tensors["down_proj"]
+    return has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
+
+
+def _batch_by_kernel(
+    plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor
+) -> None:
+    from engine.model.kernels.expert_mlp import expert_mlp
+    from engine.model.kernels.storage import kernel_view
+
+    chosen = [pairs.of(expert) for expert, _ in batch]
+    pair = np.concatenate(chosen)
+    first = batch[0][1]
+    down = first.tensors["down_proj"]
+    expert_mlp(
+        np.repeat([weights.address for _, weights in batch], [len(group) for group in chosen]),
+        first.tensors["gate_up_proj"].data_ptr() - first.address,
+        down.data_ptr() - first.address,
+        kernel_view(down),
+        plan.activation,
+        np.ascontiguousarray(x.detach().numpy()),
+        pair // pairs.top_k,
+        pair,
+        np.empty((len(pair), down.shape[1]), np.float32),
+        rows.numpy(),
+    )
+
+
+def _combined(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over k, in order, of weights [tokens, top_k] times rows [tokens * top_k, width]."""
+    tokens, top_k = weights.shape
+    by_token = rows.view(tokens, top_k, -1)
+    result = by_token[:, 0] * weights[:, :1]
+    for k in range(1, top_k):
+        result.addcmul_(by_token[:, k], weights[:, k : k + 1])
+    return result

@@ -1,0 +1,54 @@
+"""What a model needs besides its experts, from its config: the prefill workspace above all."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from engine.checkpoint.expert_index import ExpertIndex
+from engine.hardware.memory_plan import MIB, Footprint
+from engine.model.kv_cache import kv_bytes
+
+FP32_BYTES = 4
+_CHUNKS = (2048, 1024, 512, 256, 128)  # rows of one prefill pass, tried in this order
+_WORKSPACE_TARGET_BYTES = 224 * MIB
+_RUNTIME_BYTES = 64 * MIB  # compiled kernels, thread stacks, allocator slack
+_ROW_COPIES = 12  # of a hidden row alive at once inside a decoder layer
+
+
+def prefill_chunk(config: PretrainedConfig, index: ExpertIndex, context_length: int) -> int:
+    """Rows per prefill pass: as many as the workspace target allows, since each pass streams all experts."""
+    for rows in _CHUNKS:
+        if workspace_bytes(config, index, context_length, rows) <= _WORKSPACE_TARGET_BYTES:
+            return rows
+    return _CHUNKS[-1]
+
+
+def workspace_bytes(config: PretrainedConfig, index: ExpertIndex, context_length: int, rows: int) -> int:
+    """Scratch of one prefill pass of `rows` rows, the logits of one row, and the runtime's own needs."""
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    expert_elements = [_elements(index, layer) for layer in range(len(index.experts_per_layer))]
+    expert_width = max(elements for elements in expert_elements) // hidden
+    activations = rows * (hidden * (_ROW_COPIES + index.top_k) + expert_width)
+    mask = rows * context_length * 2  # as fp32 and as bool, rounded up
+    upcast = max(expert_elements) + 16 * MIB // FP32_BYTES
+    logits = 6 * text.vocab_size
+    return _RUNTIME_BYTES + FP32_BYTES * (activations + mask + upcast + logits)
+
+
+def footprint(config: PretrainedConfig, index: ExpertIndex, context_length: int) -> Footprint:
+    """Everything the memory plan needs to know of a model."""
+    rows = prefill_chunk(config, index, context_length)
+    return Footprint(
+        dense_bytes=index.dense_bytes,
+        kv_bytes=kv_bytes(config, context_length),
+        workspace_bytes=workspace_bytes(config, index, context_length, rows),
+        slot_bytes=index.slot_bytes,
+        experts_total=sum(index.experts_per_layer),
+        minimum_slots=min(index.top_k, max(index.experts_per_layer)),
+        model_bytes_total=index.total_bytes,
+    )
+
+
+def _elements(index: ExpertIndex, layer: int) -> int:
+    return sum(param.nbytes // param.dtype.itemsize for param in index.params(layer))

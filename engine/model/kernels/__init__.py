@@ -1,0 +1,5 @@
+"""Compiled kernels for decoding on CPU. Ask `available()` before importing any of the modules beside this one."""
+
+from engine.model.kernels.runtime import available, cache_folder, unavailable_reason
+
+__all__ = ["available", "cache_folder", "unavailable_reason"]

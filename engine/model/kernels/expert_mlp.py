@@ -1,0 +1,36 @@
+"""Gated experts for a few rows: gate and up, activation, down, straight from the slots' stored bytes."""
+
+from __future__ import annotations
+
+from numba import carray, njit, prange
+
+from engine.model.kernels.activation import activate
+from engine.model.kernels.storage import FASTMATH, dot, pointer_at
+
+
+@njit(parallel=True, fastmath=FASTMATH, nogil=True, cache=True)
+def expert_mlp(addresses, gate_up_offset, down_offset, stored, activation, x, tokens, rows, hidden, out):
+    """out[rows[p]] = down(act(gate(x[tokens[p]])) * up(x[tokens[p]])) for each pair p of a token and an expert.
+
+    addresses int64 [pairs]: first byte of the slot of each pair's expert; offsets in bytes to gate_up
+    [2 * intermediate, width] (gate rows first) and down [width, intermediate]; stored: any array of the weights'
+    kernel dtype; x float32 [any, width]; tokens and rows int64 [pairs]; hidden float32 [>= pairs, intermediate]
+    is scratch; out float32 [any, width]. Which pairs share a call does not change a pair's result.
+    """
+    pairs = addresses.shape[0]
+    width = x.shape[1]
+    intermediate = hidden.shape[1]
+    for i in prange(pairs * intermediate):
+        pair = i // intermediate
+        row = i - pair * intermediate
+        gate_up = carray(
+            pointer_at(addresses[pair] + gate_up_offset), (2 * intermediate, width), stored.dtype
+        )
+        token = x[tokens[pair]]
+        up = dot(gate_up[intermediate + row], token)
+        hidden[pair, row] = activate(activation, dot(gate_up[row], token)) * up
+    for i in prange(pairs * width):
+        pair = i // width
+        row = i - pair * width
+        down = carray(pointer_at(addresses[pair] + down_offset), (width, intermediate), stored.dtype)
+        out[rows[pair], row] = dot(down[row], hidden[pair])

@@ -1,0 +1,123 @@
+"""How the compiled kernels run on this machine: where their machine code is kept, and on which threads.
+
+The kernels are compiled by numba when first used (no compiler is needed on the machine) and their machine code is
+kept in the cache folder, so that only the first start waits. They run on OpenMP threads: numba's other portable
+thread pool needs ~130 us to start a parallel region, OpenMP ~4 us, and one token starts more than a hundred.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from engine.paths import models_dir
+
+_OMP_MODULE = "numba.np.ufunc.omppool"
+_SYSTEM_NAME = b"\0libgomp.so.1.0.0\0"  # what numba's wheel links against
+_TORCH_NAME = b"\0libgomp.so.1\0\0\0\0\0"  # what torch ships and has loaded already
+
+
+@functools.cache
+def unavailable_reason() -> str | None:
+    """None when the kernels can run here, else one sentence that says why torch computes instead."""
+    try:
+        import numba
+
+        _configure(numba)
+        _share_torch_openmp()
+        _start_threads()
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        return f"The compiled kernels cannot run on this machine ({error}); PyTorch computes instead."
+    layer = numba.threading_layer()
+    if layer != "omp":
+        return (
+            f"The compiled kernels need OpenMP threads, but only '{layer}' started; PyTorch computes instead."
+        )
+    return None
+
+
+def available() -> bool:
+    """Whether the compiled kernels can run here."""
+    return unavailable_reason() is None
+
+
+def cache_folder() -> Path:
+    """Folder of the compiled kernels; its name changes with their source, since numba only watches single files."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"kernels-{digest.hexdigest()[:12]}"
+    preferred = models_dir().parent / name
+    try:
+        preferred.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return (
+            Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+        )
+    if os.access(preferred, os.W_OK):
+        return preferred
+    return Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+
+
+def _configure(numba) -> None:
+    """Settings that numba reads when functions are declared and when its threads start."""
+    threads = max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
+    settings = {
+        "NUMBA_CACHE_DIR": str(cache_folder()),
+        "NUMBA_THREADING_LAYER": "omp",
+        "NUMBA_NUM_THREADS": str(threads),
+    }
+    os.environ.update(settings)  # numba re-reads the environment whenever it changes
+    numba.config.reload_config()
+
+
+def _share_torch_openmp() -> None:
+    """Make numba use the OpenMP runtime that torch brought along and has already loaded.
+
+    Two runtimes in one process keep two pools of threads that spin against each other, and a bare machine has no
+    system-wide runtime at all. numba's pool module asks for it by another file name than torch's, so a copy of
+    that module with the name replaced is loaded in its place. Anything unexpected: leave numba's own in place.
+    """
+    if _OMP_MODULE in sys.modules or not sys.platform.startswith("linux"):
+        return
+    spec = importlib.util.find_spec(_OMP_MODULE)
+    if spec is None or spec.origin is None:
+        return
+    content = Path(spec.origin).read_bytes()
+    if (
+        content.count(_SYSTEM_NAME) != 1
+        or not (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists()
+    ):
+        return
+    copy = cache_folder() / Path(spec.origin).name
+    if not copy.exists() or copy.stat().st_size != len(content):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(content.replace(_SYSTEM_NAME, _TORCH_NAME))
+        os.replace(partial, copy)
+    _load_as(_OMP_MODULE, copy)
+
+
+def _load_as(name: str, path: Path) -> None:
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, str(path), loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
+
+
+def _start_threads() -> None:
+    from numba.np.ufunc.parallel import _launch_threads
+
+    _launch_threads()
