@@ -1,0 +1,31 @@
+"""ExpertFlow's engine: runs Mixture-of-Experts models larger than the memory they run in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.hardware.memory_plan import MemoryPlan
+    from engine.metrics import EngineStats
+    from engine.snapshot import ChatEvent, EngineSnapshot
+
+_LAZY = {  # torch and transformers take seconds to import: only what is asked for is
+    "Engine": "engine.engine",
+    "MemoryPlan": "engine.hardware.memory_plan",
+    "EngineStats": "engine.metrics",
+    "ChatEvent": "engine.snapshot",
+    "EngineSnapshot": "engine.snapshot",
+}
+
+__all__ = ["ChatEvent", "Engine", "EngineError", "EngineSnapshot", "EngineStats", "MemoryPlan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

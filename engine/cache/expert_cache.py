@@ -1,0 +1,378 @@
+"""The expert cache: what the computation asks for experts, and the one owner of residency.
+
+Acquire -> wait for what is not there -> compute -> release; everything else (policy, queue, link) is composed here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import numpy as np
+
+from engine.cache.link import ExpertWeights, Link, Priority, Transfer
+from engine.cache.policies import EvictionPolicy
+from engine.cache.prefill_stream import PrefillStream
+from engine.cache.residency import Residency
+from engine.cache.transfers import Transfers
+from engine.checkpoint.expert_key import ExpertKey
+from engine.errors import EngineClosed, EngineError, TransferFailed
+from engine.metrics import CacheCounters
+
+RoutingListener = Callable[[int, Sequence[int]], None]
+
+
+class Phase(IntEnum):
+    """Index into the counters that are kept apart."""
+
+    DECODE = 0
+    PREFILL = 1
+
+
+class ExpertCache:
+    """Holds experts in `slots` near slots and serves the computation from them. One thread computes at a time."""
+
+    def __init__(
+        self,
+        link: Link,
+        policy: EvictionPolicy,
+        experts_per_layer: Sequence[int],
+        slots: int,
+        on_routing: RoutingListener | None = None,
+    ) -> None:
+        self._link = link
+        self._experts_per_layer = tuple(experts_per_layer)
+        self._residency = Residency(policy)
+        self._stream = PrefillStream(self._residency, len(experts_per_layer), max(experts_per_layer))
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._counters = CacheCounters.zero()
+        self._transfers = Transfers(link, self._lock, self._on_moved, self._on_arrival, self._on_failure)
+        self._on_routing = on_routing
+        self._unread: set[ExpertKey] = set()  # prefetched, not read yet
+        self._failed: dict[ExpertKey, Exception] = {}
+        self._ahead: deque[ExpertKey] = deque()
+        self._read_ahead = False
+        self._phase = Phase.DECODE
+        self._rows = np.zeros(max(experts_per_layer), np.int64)  # of the computing layer's experts, in prefill
+        self._closed = False
+        self._slot_ids = 0
+        self._use_counts = np.zeros((len(experts_per_layer), max(experts_per_layer)), np.int64)
+        with self._lock:
+            self._add_slots(slots)
+
+    # -- what the computation calls -------------------------------------------------------------------------------
+
+    def observe(self, layer: int, top_k_index: object, top_k_weights: object = None) -> None:
+        """The real routing of `layer` for all rows of this step, told before `acquire`; ids [rows, k], ints."""
+        if self._phase is Phase.PREFILL:
+            ids = np.asarray(top_k_index).reshape(-1)
+            self._rows = np.bincount(ids, minlength=self._experts_per_layer[layer])
+
+    def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
+        """Starts loading what is missing of these distinct experts. Returns a lease that hands them out as they
+        become ready. Counts a hit, late or miss for each at this moment (design: "activation").
+        """
+        keys = [ExpertKey(layer, expert) for expert in experts]
+        if self._phase is Phase.DECODE and self._on_routing is not None:
+            self._on_routing(layer, experts)
+        with self._lock:
+            self._raise_if_closed()
+            lease = Lease(self, keys)
+            self._classify(keys)
+            if self._phase is Phase.PREFILL:
+                lease.unscheduled.sort(key=lambda key: -self._rows[key.expert])  # the most used are kept
+                self._stream.skipped(layer, set(keys))
+                self._plan_read_ahead(layer)
+            self._schedule(lease)
+        return lease
+
+    def begin_prefill(self, tokens: int, top_k: int) -> None:
+        """The next steps process `tokens` rows at once: stream experts, reading ahead if most will be needed."""
+        with self._lock:
+            self._phase = Phase.PREFILL
+            self._read_ahead = tokens * top_k >= 2 * max(self._experts_per_layer)
+            self._stream.begin()
+
+    def begin_decode(self) -> None:
+        with self._lock:
+            self._phase = Phase.DECODE
+            self._ahead.clear()
+
+    def step_ended(self) -> None:
+        """One token is done: policies that know time take note."""
+        with self._lock:
+            self._residency.policy.step_ended()
+
+    # -- what the owner calls -------------------------------------------------------------------------------------
+
+    def resize(self, slots: int) -> None:
+        """Grows or shrinks to `slots`. Call between steps: nothing may be leased. Memory is given back at once."""
+        with self._lock:
+            self._raise_if_closed()
+            self._drain()
+            surplus = self._residency.slots - slots
+            if surplus > 0:
+                dropped = self._residency.drop_slots(slots)
+                self._book_evictions()
+                self._link.shrink(dropped)
+            elif surplus < 0:
+                self._add_slots(-surplus)
+
+    def counters(self) -> dict[str, float | int]:
+        """The cache's part of EngineStats' fields."""
+        with self._lock:
+            return self._counters.to_stats_fields()
+
+    @property
+    def slots(self) -> int:
+        with self._lock:
+            return self._residency.slots
+
+    def resident_bytes(self, slot_bytes: int) -> int:
+        """Near memory that filled slots take; untouched slots take none yet."""
+        with self._lock:
+            return len(self._residency) * slot_bytes
+
+    def residency_map(self) -> np.ndarray:
+        """[layers, experts] uint8: 0 absent, 1 arriving, 2 resident."""
+        state = np.zeros(self._use_counts.shape, np.uint8)
+        with self._lock:
+            for key in self._residency:
+                state[key] = 2 if self._residency.is_resident(key) else 1
+        return state
+
+    def use_counts(self) -> np.ndarray:
+        """[layers, experts] int64: decoding activations since load."""
+        with self._lock:
+            return self._use_counts.copy()
+
+    def check(self) -> None:
+        """Raises AssertionError when an invariant is broken (for tests)."""
+        with self._lock:
+            self._residency.check()
+
+    def close(self) -> None:
+        """Stops the readers and frees the near memory. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._arrived.notify_all()
+        self._transfers.close()
+        self._link.close()
+
+    # -- leases (called with the lock held) -----------------------------------------------------------------------
+
+    def _classify(self, keys: list[ExpertKey]) -> None:
+        counters, phase = self._counters, self._phase
+        for key in keys:
+            transfer = self._transfers.active(key)
+            if self._residency.is_resident(key):
+                counters.hits[phase] += 1
+            elif transfer is not None and transfer.started:
+                counters.late[phase] += 1
+            else:
+                counters.misses[phase] += 1
+            self._residency.policy.used(key)
+            if phase is Phase.DECODE:
+                self._use_counts[key] += 1
+
+    def _schedule(self, lease: Lease) -> None:
+        """Pins what is there or coming (first, so that no load evicts it), then loads what is not."""
+        absent = []
+        for key in lease.unscheduled:
+            if self._residency.slot(key) is None:
+                absent.append(key)
+                continue
+            transfer = self._transfers.active(key)
+            if transfer is not None:
+                self._transfers.promote(transfer, Priority.DEMAND)
+            self._pin(lease, key)
+        lease.unscheduled = [key for key in absent if not self._load(lease, key)]
+        if not lease.unscheduled:
+            self._pump_read_ahead()
+
+    def _load(self, lease: Lease, key: ExpertKey) -> bool:
+        if not self._start(key, Priority.DEMAND, patient=bool(lease.waiting_for)):
+            return False
+        self._pin(lease, key)
+        return True
+
+    def _pin(self, lease: Lease, key: ExpertKey) -> None:
+        self._residency.pin(key)
+        lease.waiting_for.append(key)
+
+    def _start(self, key: ExpertKey, origin: Priority, patient: bool) -> bool:
+        prefill = self._phase is Phase.PREFILL
+        slot = self._stream.reserve(key, patient) if prefill else self._residency.reserve(key)
+        self._book_evictions()
+        if slot is None:
+            return False
+        self._transfers.start(key, slot, origin)
+        return True
+
+    def _next_batch(self, lease: Lease) -> list[tuple[int, ExpertWeights]]:
+        self._release(lease)
+        while lease.waiting_for or lease.unscheduled:
+            self._raise_if_closed()
+            self._raise_if_failed(lease)
+            if lease.unscheduled:
+                self._schedule(lease)
+            ready = [key for key in lease.waiting_for if self._residency.is_resident(key)]
+            if ready:
+                return self._hand_out(lease, ready)
+            started = time.perf_counter()
+            self._arrived.wait()
+            self._counters.stall_seconds[self._phase] += time.perf_counter() - started
+        return []
+
+    def _hand_out(self, lease: Lease, ready: list[ExpertKey]) -> list[tuple[int, ExpertWeights]]:
+        lease.handed_out = ready
+        lease.waiting_for = [key for key in lease.waiting_for if key not in ready]
+        for key in ready:
+            if key in self._unread:
+                self._unread.discard(key)
+                self._counters.bytes_prefetch_used += self._link.transfer_bytes(key)
+        return [(key.expert, self._weights(key)) for key in ready]
+
+    def _weights(self, key: ExpertKey) -> ExpertWeights:
+        slot = self._residency.slot(key)
+        assert slot is not None
+        return self._link.weights(key, slot)
+
+    def _release(self, lease: Lease) -> None:
+        for key in lease.handed_out:
+            self._residency.unpin(key)
+        if self._phase is Phase.PREFILL:
+            self._stream.consumed(lease.handed_out)
+            if not lease.unscheduled:
+                self._pump_read_ahead()
+        lease.handed_out = []
+
+    def _abandon(self, lease: Lease) -> None:
+        self._release(lease)
+        for key in lease.waiting_for:
+            self._residency.unpin(key)
+            self._failed.pop(key, None)
+        lease.waiting_for, lease.unscheduled = [], []
+
+    # -- reading ahead in prefill ---------------------------------------------------------------------------------
+
+    def _plan_read_ahead(self, layer: int) -> None:
+        self._ahead.clear()
+        if self._read_ahead and layer + 1 < len(self._experts_per_layer):
+            self._ahead.extend(ExpertKey(layer + 1, expert) for expert in range(self._experts_per_layer[layer + 1]))
+
+    def _pump_read_ahead(self) -> None:
+        while self._phase is Phase.PREFILL and self._ahead:
+            if self._residency.slot(self._ahead[0]) is None and not self._start(
+                self._ahead[0], Priority.PREFETCH, True
+            ):
+                return
+            self._ahead.popleft()
+
+    # -- transfers report (called with the lock held) -------------------------------------------------------------
+
+    def _on_moved(self, transfer: Transfer, nbytes: int) -> None:
+        if transfer.origin is Priority.DEMAND:
+            self._counters.bytes_demand += nbytes
+        elif transfer.origin is Priority.CORRECTION:
+            self._counters.bytes_correction += nbytes
+        else:
+            self._counters.bytes_prefetch_moved += nbytes
+
+    def _on_arrival(self, transfer: Transfer) -> None:
+        self._residency.publish(transfer.key)
+        if transfer.origin is Priority.PREFETCH:
+            self._unread.add(transfer.key)
+        self._arrived.notify_all()
+
+    def _on_failure(self, transfer: Transfer) -> None:
+        if transfer.origin is Priority.PREFETCH:
+            self._counters.bytes_prefetch_wasted += transfer.moved_bytes
+        self._stream.evicted(transfer.key)
+        self._residency.abort(transfer.key)
+        if self._residency.is_pinned(transfer.key):  # somebody waits for it: a failed guess concerns nobody
+            assert transfer.error is not None
+            self._failed[transfer.key] = transfer.error
+        self._arrived.notify_all()
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _add_slots(self, count: int) -> None:
+        slots = list(range(self._slot_ids, self._slot_ids + count))
+        self._slot_ids += count
+        self._link.grow(slots)
+        self._residency.add_slots(slots)
+
+    def _book_evictions(self) -> None:
+        for key in self._residency.evicted:
+            self._counters.evictions += 1
+            self._stream.evicted(key)
+            if key in self._unread:
+                self._unread.discard(key)
+                self._counters.bytes_prefetch_wasted += self._link.transfer_bytes(key)
+        self._residency.evicted.clear()
+
+    def _drain(self) -> None:
+        """Cancels what is queued and waits for what is moving, so that slots can be given up."""
+        self._ahead.clear()
+        for transfer in self._transfers.cancel_queued():
+            self._stream.evicted(transfer.key)
+            self._residency.abort(transfer.key)
+        while self._transfers.in_flight:
+            self._raise_if_closed()
+            self._arrived.wait()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosed("The engine was closed.", "Load the model again.")
+
+    def _raise_if_failed(self, lease: Lease) -> None:
+        failed = [key for key in lease.waiting_for if key in self._failed]
+        if not failed:
+            return
+        error = self._failed.pop(failed[0])
+        self._abandon(lease)
+        if isinstance(error, EngineError):
+            raise error
+        key = failed[0]
+        raise TransferFailed(
+            f"Expert {key.expert} of layer {key.layer} could not be read: {error}.",
+            "Check the disk or the folder the model is in, then ask again; the chat is kept.",
+        ) from error
+
+
+class Lease:
+    """One layer's experts in use. Handed-out experts stay pinned until the next batch is asked for or it closes."""
+
+    __slots__ = ("_cache", "handed_out", "unscheduled", "waiting_for")
+
+    def __init__(self, cache: ExpertCache, keys: list[ExpertKey]) -> None:
+        self._cache = cache
+        self.unscheduled = keys  # no slot yet
+        self.waiting_for: list[ExpertKey] = []  # pinned, resident or on the way
+        self.handed_out: list[ExpertKey] = []  # pinned, being computed with
+
+    def next_batch(self) -> list[tuple[int, ExpertWeights]]:
+        """Blocks until at least one further expert is ready; returns all that are (residents first), [] at the end.
+
+        Releases the previous batch. Raises TransferFailed when an expert cannot be read, EngineClosed.
+        """
+        with self._cache._lock:
+            return self._cache._next_batch(self)
+
+    def close(self) -> None:
+        """Releases whatever is still held. Idempotent."""
+        with self._cache._lock:
+            self._cache._abandon(self)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

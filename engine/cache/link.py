@@ -1,0 +1,86 @@
+"""What moves an expert from the far tier to a slot: the one interface that differs between disk, CUDA and emulation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from engine.checkpoint.expert_key import ExpertKey
+
+
+class Priority(IntEnum):
+    """Smaller goes first; also the reason why a transfer was started."""
+
+    DEMAND = 0
+    CORRECTION = 1
+    PREFETCH = 2
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """One expert on its way into one slot. `claimed_bytes` are given to readers, `moved_bytes` have arrived."""
+
+    key: ExpertKey
+    slot: int
+    total_bytes: int
+    origin: Priority
+    priority: Priority
+    submitted_at: float  # seconds, time.perf_counter
+    claimed_bytes: int = 0
+    moved_bytes: int = 0
+    chunks_in_flight: int = 0
+    error: Exception | None = None
+    cancelled: bool = False
+
+    @property
+    def started(self) -> bool:
+        return self.claimed_bytes > 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertWeights:
+    """A resident expert: `address` of its first byte and a view per parameter, in the checkpoint's dtype."""
+
+    address: int
+    tensors: dict[str, torch.Tensor]
+
+
+class Link(ABC):
+    """Contract: `copy` is called by up to `readers` threads, never twice for one byte range, and blocks until the
+    range has arrived. A slot is written by one transfer at a time and not freed while one writes.
+    """
+
+    name: str
+    readers: int
+    chunk_bytes: int  # of speculative transfers, so that a demand can overtake
+
+    @abstractmethod
+    def grow(self, slots: list[int]) -> None:
+        """Provides near memory for new slots."""
+
+    @abstractmethod
+    def shrink(self, slots: list[int]) -> None:
+        """Gives the near memory of these slots back to the system at once."""
+
+    @abstractmethod
+    def transfer_bytes(self, key: ExpertKey) -> int:
+        """How many bytes a transfer of `key` moves."""
+
+    @abstractmethod
+    def copy(self, transfer: Transfer, start: int, stop: int) -> None:
+        """Moves bytes [start, stop) of the transfer. Raises OSError or EngineError when they cannot be had."""
+
+    @abstractmethod
+    def finish(self, transfer: Transfer) -> None:
+        """Called once after the last byte, before the expert is used: whatever its layout still needs."""
+
+    @abstractmethod
+    def weights(self, key: ExpertKey, slot: int) -> ExpertWeights:
+        """Views of a resident expert; valid until it is evicted."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases files and memory. Idempotent."""

@@ -1,0 +1,197 @@
+"""Who leaves when a slot is needed: eviction policies as plain Python on keys, no bytes, threads or clocks.
+
+A policy orders resident experts; `Residency` tells it what happens and asks it for a victim. The same objects
+run in the engine and in offline replays.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict, deque
+from collections.abc import Container, Iterable, Sequence
+from heapq import heappop, heappush
+
+from engine.checkpoint.expert_key import ExpertKey
+from engine.errors import InvalidSetting
+
+
+class EvictionPolicy(ABC):
+    """Contract: `inserted` and `removed` mirror residency; `used` is called once per activation, resident or not."""
+
+    @abstractmethod
+    def inserted(self, key: ExpertKey) -> None:
+        """`key` took a slot (its bytes may still be on the way)."""
+
+    @abstractmethod
+    def removed(self, key: ExpertKey) -> None:
+        """`key` gave its slot back."""
+
+    @abstractmethod
+    def used(self, key: ExpertKey) -> None:
+        """A forward step needs `key` now."""
+
+    def step_ended(self) -> None:  # noqa: B027 - only policies with a notion of time care
+        """One token (or prefill chunk) is done."""
+
+    def resized(self, slots: int) -> None:  # noqa: B027 - only policies with quotas care
+        """The number of slots is now `slots`."""
+
+    @abstractmethod
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        """The resident key to evict for `incoming` (None: the cache shrinks), never one in `blocked`."""
+
+
+class LRU(EvictionPolicy):
+    """Least recently used over all layers."""
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[ExpertKey, None] = OrderedDict()
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._order[key] = None
+
+    def removed(self, key: ExpertKey) -> None:
+        del self._order[key]
+
+    def used(self, key: ExpertKey) -> None:
+        if key in self._order:
+            self._order.move_to_end(key)
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        return next((key for key in self._order if key not in blocked), None)
+
+
+class LayerLRU(EvictionPolicy):
+    """LRU inside each layer, slots shared out evenly.
+
+    A global LRU hits nothing when slots are fewer than one token's activations (a cyclic scan); equal shares
+    keep every layer's favourites.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._order: list[OrderedDict[ExpertKey, None]] = [OrderedDict() for _ in range(layers)]
+        self._quota = [0] * layers
+
+    def resized(self, slots: int) -> None:
+        share, rest = divmod(slots, self._layers)
+        self._quota = [share + (layer < rest) for layer in range(self._layers)]
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._order[key.layer][key] = None
+
+    def removed(self, key: ExpertKey) -> None:
+        del self._order[key.layer][key]
+
+    def used(self, key: ExpertKey) -> None:
+        if key in self._order[key.layer]:
+            self._order[key.layer].move_to_end(key)
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        for layer in self._by_surplus(incoming):
+            for key in self._order[layer]:
+                if key not in blocked:
+                    return key
+        return None
+
+    def _by_surplus(self, incoming: ExpertKey | None) -> Iterable[int]:
+        """The incoming expert's own layer if it has used up its share, then the layers most above theirs."""
+        surplus = [len(order) - quota for order, quota in zip(self._order, self._quota, strict=True)]
+        own = incoming.layer if incoming is not None else None
+        if own is not None and surplus[own] >= 0:
+            yield own
+        yield from sorted(range(self._layers), key=lambda layer: -surplus[layer])
+
+
+class DecayedLFU(EvictionPolicy):
+    """Least frequently used, where a use `half_life_steps` ago counts half. Absent experts keep their count."""
+
+    def __init__(self, half_life_steps: float = 64.0) -> None:
+        self._growth = 2.0 ** (1.0 / half_life_steps)
+        self._weight = 1.0  # of a use now: growing weights spare decaying every count
+        self._score: Counter[ExpertKey] = Counter()
+        self._resident: set[ExpertKey] = set()
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._resident.add(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        self._resident.discard(key)
+
+    def used(self, key: ExpertKey) -> None:
+        self._score[key] += self._weight  # type: ignore[assignment]
+
+    def step_ended(self) -> None:
+        self._weight *= self._growth
+        if self._weight > 1e12:
+            for key in self._score:
+                self._score[key] /= self._weight  # type: ignore[assignment]
+            self._weight = 1.0
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        candidates = (key for key in self._resident if key not in blocked)
+        return min(candidates, key=lambda key: (self._score[key], key), default=None)
+
+
+class Belady(EvictionPolicy):
+    """Farthest next use, from a recorded future: the bound for demand caching (Belady 1966). Offline only."""
+
+    def __init__(self, future: Iterable[Sequence[ExpertKey]]) -> None:
+        self._uses: dict[ExpertKey, deque[int]] = {}
+        for moment, keys in enumerate(future):
+            for key in keys:
+                self._uses.setdefault(key, deque()).append(moment)
+        self._resident: set[ExpertKey] = set()
+        self._farthest: list[tuple[float, ExpertKey]] = []  # heap of (-next use, key); outdated entries are skipped
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._resident.add(key)
+        self._enter(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        self._resident.discard(key)
+
+    def used(self, key: ExpertKey) -> None:
+        self._uses[key].popleft()
+        if key in self._resident:
+            self._enter(key)
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        set_aside = []
+        found = None
+        while self._farthest and found is None:
+            entry = heappop(self._farthest)
+            key = entry[1]
+            if key not in self._resident or -entry[0] != self._next_use(key):
+                continue
+            set_aside.append(entry)
+            found = key if key not in blocked else None
+        for entry in set_aside:
+            heappush(self._farthest, entry)
+        return found
+
+    def _enter(self, key: ExpertKey) -> None:
+        heappush(self._farthest, (-self._next_use(key), key))
+
+    def _next_use(self, key: ExpertKey) -> float:
+        uses = self._uses.get(key)
+        return uses[0] if uses else float("inf")
+
+
+POLICY_NAMES = ("lru", "lru-per-layer", "lfu")
+DEFAULT_POLICY = "lfu"
+
+
+def make_policy(name: str, layers: int) -> EvictionPolicy:
+    """A fresh policy by its command-line name. Raises InvalidSetting for an unknown one."""
+    if name == "auto":
+        name = DEFAULT_POLICY
+    if name == "lru":
+        return LRU()
+    if name == "lru-per-layer":
+        return LayerLRU(layers)
+    if name == "lfu":
+        return DecayedLFU()
+    raise InvalidSetting(
+        f"There is no cache policy called {name!r}.", f"Choose one of: auto, {', '.join(POLICY_NAMES)}."
+    )

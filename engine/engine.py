@@ -1,0 +1,315 @@
+"""The engine: a MoE model whose experts do not fit, and the few verbs one uses it with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.cache.expert_cache import ExpertCache
+from engine.cache.links import open_link
+from engine.cache.policies import DEFAULT_POLICY, make_policy
+from engine.checkpoint.dense_model import DenseModel, load_dense
+from engine.errors import EngineBusy, EngineClosed, InvalidSetting
+from engine.generation.activity import Activity
+from engine.generation.answer import Answer
+from engine.generation.prompt import Message, encode_chat
+from engine.generation.sampling import Sampler, SamplingSettings
+from engine.generation.sequence import TokenSequence
+from engine.generation.step_gate import StepGate
+from engine.generation.text_stream import TextStream
+from engine.hardware.available_memory import available_ram_bytes
+from engine.hardware.memory_plan import Footprint, MemoryPlan, make_plan
+from engine.loading import ModelFiles, context_for, load_tokenizer, locate_model, require_supported
+from engine.metrics import EngineStats
+from engine.model import experts as experts_function
+from engine.model.fast_decode import FastDecoder
+from engine.model.footprint import footprint, prefill_chunk
+from engine.model.kv_cache import KvCache, context_full
+from engine.routing.recorder import RoutingRecorder
+from engine.snapshot import ChatEvent, EngineSnapshot
+
+Progress = Callable[[str, int, int], None]
+
+
+class Engine:
+    """Load with `Engine.load`; one answer at a time; every other method may be called from any thread at any time.
+
+    Greedy output equals plain transformers' on the same weights, whatever the budget, policy and link.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        dense: DenseModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        footprint_: Footprint,
+        plan: MemoryPlan,
+        policy: str,
+        link: str,
+        context_length: int,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
+        self._footprint, self._plan = footprint_, plan
+        self._policy = DEFAULT_POLICY if policy == "auto" else policy
+        self._model, index = dense.model, dense.index
+        self._recorder = RoutingRecorder()
+        opened = open_link(link, index, on_progress)
+        self._link = opened.name
+        layers = len(index.experts_per_layer)
+        self._cache = ExpertCache(
+            opened, make_policy(policy, layers), index.experts_per_layer, plan.slots, self._recorder.routed
+        )
+        experts_function.attach(dense.experts_modules, self._cache)
+        kv = KvCache(self._model.config, context_length)
+        reason = FastDecoder.supports(self._model)
+        fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
+        rows = prefill_chunk(self._model.config, index, context_length)
+        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast)
+        self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
+        self._notes = () if kv.can_crop else (_RECURRENT_NOTE,)
+        self._activity = Activity()
+        self._gate = StepGate()
+        self._busy = threading.Lock()
+        self._cancel = threading.Event()
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "demo",
+        budget: str | int = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        policy: str = "auto",
+        link: str = "auto",
+        context_length: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Engine:
+        """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert.
+
+        budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). context_length: tokens,
+        default 2,048 or the model's own limit. on_progress(stage, done, total). Raises the errors of engine.errors.
+        """
+        require_supported(device, precision)
+        make_policy(policy, 1)  # a wrong name is told before anything is read
+        files = locate_model(model, on_progress)
+        dense = load_dense(files.path, on_progress)
+        context_length = context_for(dense.model.config, context_length)
+        needs = footprint(dense.model.config, dense.index, context_length)
+        plan = make_plan(needs, budget, available_ram_bytes() + dense.resident_bytes)
+        tokenizer = load_tokenizer(files.path)
+        return cls(files, dense, tokenizer, needs, plan, policy, link, context_length, on_progress)
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def generate_ids(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 16,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> list[int]:
+        """The new ids after `prompt`; ends with and includes an end token, as stock generate does.
+
+        Raises ContextFull, EngineBusy, EngineClosed, InvalidSetting, TransferFailed.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        self._check_prompt(prompt, max_new_tokens)
+        with self._one_answer():
+            answer = self._answer(prompt, max_new_tokens, settings)
+            return [token for token, _ in answer.tokens() if token is not None]
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Streams the answer to `messages` ({"role", "content"}; assistant messages may carry the "token_ids" that
+        were generated for them, so that a follow-up need not read them again).
+
+        Closing the iterator early cancels. Raises what `generate_ids` raises, most of it before the first event.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        if self.tokenizer is None:
+            raise InvalidSetting("This checkpoint has no tokenizer.", "Use generate_ids, or add its tokenizer files.")
+        prompt = encode_chat(self.tokenizer, messages, self._end_ids())
+        self._check_prompt(prompt, max_new_tokens)
+        if self._busy.locked():
+            raise _busy_error()
+        return self._events(prompt, max_new_tokens, settings, TextStream(self.tokenizer, stop))
+
+    def cancel(self) -> None:
+        """Ends the answer in progress after its current token or prefill pass."""
+        self._cancel.set()
+
+    def _events(
+        self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings, text: TextStream
+    ) -> Iterator[ChatEvent]:
+        with self._one_answer():
+            for token, reason in self._answer(prompt, max_new_tokens, settings).tokens():
+                piece = "" if token is None else text.push(token)
+                if text.stopped:
+                    yield ChatEvent(piece, token, "stop")
+                    return
+                yield ChatEvent(piece + text.flush() if reason else piece, token, reason)
+
+    def _answer(self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings) -> Answer:
+        sampler = Sampler(self._model, settings, len(prompt))
+        return Answer(
+            self._sequence,
+            sampler,
+            prompt,
+            max_new_tokens,
+            self._end_ids(),
+            self._gate,
+            self._activity,
+            self._cancel.is_set,
+        )
+
+    @contextmanager
+    def _one_answer(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise _busy_error()
+        try:
+            self._raise_if_closed()
+            self._cancel.clear()
+            yield
+        finally:
+            self._busy.release()
+
+    def _check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        self._raise_if_closed()
+        vocabulary = self._model.config.get_text_config().vocab_size
+        if not prompt:
+            raise InvalidSetting("The prompt is empty.", "Pass at least one token.")
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise InvalidSetting(
+                "The prompt has ids outside the vocabulary.", f"Ids go from 0 to {vocabulary - 1}; use its tokenizer."
+            )
+        if max_new_tokens < 1:
+            raise InvalidSetting(f"max_new_tokens is {max_new_tokens}.", "It must be 1 or more.")
+        if len(prompt) > self.context_length:
+            raise context_full(len(prompt), self.context_length)
+
+    def _end_ids(self) -> set[int]:
+        end = self._model.generation_config.eos_token_id
+        return set() if end is None else {end} if isinstance(end, int) else set(end)
+
+    # -- budget ---------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The memory plan in force."""
+        return self._plan
+
+    def plan_for(self, budget: str | int) -> MemoryPlan:
+        """What `resize(budget)` would do; changes nothing. Raises what `resize` raises."""
+        return make_plan(self._footprint, budget, available_ram_bytes() + self._held_bytes())
+
+    def resize(self, budget: str | int) -> MemoryPlan:
+        """Changes the budget live: waits for the current token or prefill pass; memory is given back at once.
+
+        Raises BudgetTooSmall, NotEnoughMemory, InvalidSetting, and then leaves everything as it was.
+        """
+        self._raise_if_closed()
+        plan = self.plan_for(budget)
+        with self._gate.visit():
+            self._cache.resize(plan.slots)
+            self._plan = plan
+        return plan
+
+    def _held_bytes(self) -> int:
+        """What this engine's near tier takes now, so that a new plan may use it again."""
+        return self._footprint.dense_bytes + self._cache.resident_bytes(self._plan.slot_bytes)
+
+    # -- seeing ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counters since load. `stats() - earlier` gives an interval."""
+        plan = self._plan
+        return EngineStats(
+            **self._cache.counters(),
+            **self._activity.to_stats_fields(),
+            near_bytes_experts=plan.near_bytes_experts,
+            near_bytes_dense=plan.near_bytes_dense,
+            near_bytes_kv=plan.near_bytes_kv,
+            near_bytes_workspace=plan.near_bytes_workspace,
+            model_bytes_total=plan.model_bytes_total,
+        )
+
+    def snapshot(self) -> EngineSnapshot:
+        """Everything a panel shows; cheap."""
+        activity = self._activity
+        return EngineSnapshot(
+            stats=self.stats(),
+            plan=self._plan,
+            busy=self._busy.locked(),
+            phase=activity.phase,
+            prefill_done=activity.prefill_done,
+            prefill_total=activity.prefill_total,
+            context_used=self._sequence.length,
+            context_length=self.context_length,
+            time_to_first_token_seconds=activity.time_to_first_token_seconds,
+            recent_tokens_per_second=activity.recent_tokens_per_second,
+            residency=self._cache.residency_map(),
+            use_counts=self._cache.use_counts(),
+            link=self._link,
+            policy=self._policy,
+            model_name=self.model_name,
+            architecture=type(self._model).__name__,
+            fast_path=self._fast_path,
+            notes=self._notes,
+        )
+
+    def record_routing(self, on: bool) -> None:
+        """Starts (afresh) or stops recording which experts each decoding step uses."""
+        self._recorder.record(on)
+
+    def take_routing(self) -> list[list[tuple[int, tuple[int, ...]]]]:
+        """The recorded steps, each a list of (layer, experts) in order of use; empties the record."""
+        return self._recorder.take()
+
+    # -- end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancels, stops all threads, closes all files, frees the memory. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cancel.set()
+        with self._gate.visit():
+            self._cache.close()
+            self._sequence.forget()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosed("The engine was closed.", "Load the model again.")
+
+
+_RECURRENT_NOTE = "This model has recurrent state, which cannot be taken back: each follow-up reads the chat again."
+
+
+def _busy_error() -> EngineBusy:
+    return EngineBusy("Another answer is being written.", "Wait until it is finished, or stop it.")

@@ -1,0 +1,84 @@
+"""Everything that can go wrong in words a person can act on: each error has a cause and a remedy."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all errors the engine raises on purpose.
+
+    `cause` says what is wrong, `remedy` what to do; UI, API and terminal show both unchanged.
+    """
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause} {remedy}")
+        self.cause = cause
+        self.remedy = remedy
+
+
+class ModelNotFound(EngineError):
+    """The named model or folder is not on this machine."""
+
+
+class NotAMoeModel(EngineError):
+    """The checkpoint is readable but has no experts to cache."""
+
+
+class UnsupportedModel(EngineError):
+    """A MoE family, quantisation or file layout this version cannot run."""
+
+
+class CheckpointUnreadable(EngineError):
+    """A file of the checkpoint cannot be opened or read (permissions, I/O error)."""
+
+
+class CheckpointCorrupt(EngineError):
+    """A file is truncated, a tensor is missing, or a header makes no sense."""
+
+
+class BudgetTooSmall(EngineError):
+    """The budget in bytes is below what the model needs; `minimum_bytes` is the number that would do."""
+
+    def __init__(self, cause: str, remedy: str, minimum_bytes: int) -> None:
+        super().__init__(cause, remedy)
+        self.minimum_bytes = minimum_bytes
+
+
+class NotEnoughMemory(EngineError):
+    """The machine has less free memory than the plan needs."""
+
+
+class InvalidSetting(EngineError):
+    """An argument (budget, link, policy, sampling) that cannot be understood."""
+
+
+class TransferFailed(EngineError):
+    """A far-to-near copy failed; the slot it was meant for has been given back."""
+
+
+class ContextFull(EngineError):
+    """The chat no longer fits the context; `needed_tokens` against `context_length`."""
+
+    def __init__(self, cause: str, remedy: str, needed_tokens: int, context_length: int) -> None:
+        super().__init__(cause, remedy)
+        self.needed_tokens = needed_tokens
+        self.context_length = context_length
+
+
+class EngineBusy(EngineError):
+    """Another answer is being written by this engine."""
+
+
+class EngineClosed(EngineError):
+    """The engine was closed before or during the call."""
+
+
+class DiskFull(EngineError):
+    """Not enough room on disk; nothing half-written is left behind."""
+
+
+class BuildFailed(EngineError):
+    """The built-in model could not be built from its parts."""
+
+
+class PortInUse(EngineError):
+    """Another program (or another instance) listens on the port."""

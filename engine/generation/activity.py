@@ -1,0 +1,92 @@
+"""What the engine is doing right now and how fast: written by the computation, read by panels from any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_RECENT_TOKENS = 16
+
+
+class Activity:
+    """Phase, prefill progress and token times of the current or last answer, and totals since load."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.phase = "idle"
+        self.prefill_done = 0
+        self.prefill_total = 0
+        self.time_to_first_token_seconds: float | None = None
+        self._started_at = 0.0
+        self._step_seconds: deque[float] = deque(maxlen=_RECENT_TOKENS)
+        self._tokens = 0
+        self._decode_steps = 0
+        self._decode_seconds = 0.0
+        self._prefill_tokens = 0
+        self._prefill_seconds = 0.0
+
+    @contextmanager
+    def answer(self) -> Iterator[None]:
+        """Around one answer."""
+        with self._lock:
+            self.phase, self._started_at = "prefill", time.perf_counter()
+            self.prefill_done = self.prefill_total = 0
+            self.time_to_first_token_seconds = None
+            self._step_seconds.clear()
+        try:
+            yield
+        finally:
+            self.phase = "idle"
+
+    def prefill_planned(self, tokens: int) -> None:
+        self.prefill_total = tokens
+
+    @contextmanager
+    def prefill(self, tokens: int) -> Iterator[None]:
+        """Around one prefill pass of `tokens` rows."""
+        started = time.perf_counter()
+        yield
+        with self._lock:
+            self.prefill_done += tokens
+            self._prefill_tokens += tokens
+            self._prefill_seconds += time.perf_counter() - started
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around the computation and choice of one decoded token."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        with self._lock:
+            self._decode_steps += 1
+            self._decode_seconds += seconds
+            self._step_seconds.append(seconds)
+
+    def token(self) -> None:
+        """A token was chosen."""
+        with self._lock:
+            self._tokens += 1
+            if self.time_to_first_token_seconds is None:
+                self.time_to_first_token_seconds = time.perf_counter() - self._started_at
+                self.phase = "decode"
+
+    @property
+    def recent_tokens_per_second(self) -> float | None:
+        """Over the last few tokens of the current or last answer; None before its second token."""
+        with self._lock:
+            total = sum(self._step_seconds)
+            return len(self._step_seconds) / total if total else None
+
+    def to_stats_fields(self) -> dict[str, float | int]:
+        """The part of EngineStats that is about tokens and time."""
+        with self._lock:
+            return {
+                "tokens": self._tokens,
+                "decode_steps": self._decode_steps,
+                "decode_seconds": self._decode_seconds,
+                "prefill_tokens": self._prefill_tokens,
+                "prefill_seconds": self._prefill_seconds,
+            }

@@ -1,0 +1,68 @@
+"""What has to be known before a model is loaded: where it is, its tokenizer, its context, what is not possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from engine.checkpoint.catalog import resolve_model
+from engine.errors import CheckpointCorrupt, InvalidSetting
+
+DEFAULT_CONTEXT_LENGTH = 2048
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint on this machine."""
+
+    name: str
+    path: Path
+
+
+def locate_model(model: str | Path, on_progress: Callable[[str, int, int], None] | None) -> ModelFiles:
+    """The folder of "demo" (built if need be), "org/name" or a path. Raises ModelNotFound, BuildFailed, DiskFull."""
+    from engine.checkpoint.builtin import BUILTIN_NAME, ensure_builtin
+
+    if str(model) == BUILTIN_NAME:
+        return ModelFiles(BUILTIN_NAME, ensure_builtin(on_progress))
+    path = resolve_model(str(model))
+    return ModelFiles(str(model) if not Path(model).exists() else path.name, path)
+
+
+def require_supported(device: str, precision: str) -> None:
+    """Says plainly what this version cannot do. Raises InvalidSetting."""
+    if device not in ("auto", "cpu"):
+        raise InvalidSetting(
+            f"Device {device!r} is not possible: this version computes on the CPU.", "Use auto or cpu."
+        )
+    if precision not in ("auto", "native"):
+        raise InvalidSetting(
+            f"Precision {precision!r} is not possible: this version computes with the checkpoint's own weights.",
+            "Use auto or native.",
+        )
+
+
+def context_for(config: PretrainedConfig, asked: int | None) -> int:
+    """Tokens of context: what was asked for, or 2,048 within the model's limit. Raises InvalidSetting above it."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT_LENGTH
+    if asked is None:
+        return min(DEFAULT_CONTEXT_LENGTH, limit)
+    if not 1 <= asked <= limit:
+        raise InvalidSetting(f"A context of {asked} tokens is not possible.", f"This model allows 1 to {limit}.")
+    return asked
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer, None when it has none (ids still work). Raises CheckpointCorrupt."""
+    if not any((path / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise CheckpointCorrupt(
+            f"The tokenizer in {path} cannot be loaded: {error}.", "Download the model's tokenizer files again."
+        ) from error

@@ -1,0 +1,47 @@
+"""What crosses the engine's boundary while it works: events of an answer, snapshots for panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.hardware.memory_plan import MemoryPlan
+from engine.metrics import EngineStats
+
+
+@dataclass(frozen=True)
+class ChatEvent:
+    """`text` is the new piece. `finish_reason` is None until the last event: "stop" | "length" | "cancelled"."""
+
+    text: str
+    token_id: int | None
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class EngineSnapshot:
+    """One look at a working engine. `phase` is "idle", "prefill" or "decode"; `prefill_*` count tokens.
+
+    `residency` [layers, experts] uint8: 0 absent, 1 arriving, 2 resident. `use_counts` [layers, experts] int64:
+    decoding activations since load.
+    """
+
+    stats: EngineStats
+    plan: MemoryPlan
+    busy: bool
+    phase: str
+    prefill_done: int
+    prefill_total: int
+    context_used: int
+    context_length: int
+    time_to_first_token_seconds: float | None
+    recent_tokens_per_second: float | None
+    residency: np.ndarray
+    use_counts: np.ndarray
+    link: str
+    policy: str
+    model_name: str
+    architecture: str
+    fast_path: str
+    notes: tuple[str, ...]
