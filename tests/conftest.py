@@ -1,0 +1,54 @@
+"""Which tests may be left out: browser tests where there is no Chromium; in CI, none."""
+
+import os
+
+import pytest
+
+from launcher.chromium import HOW_TO_GET_IT, find_chromium
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    browser_tests = [item for item in items if item.get_closest_marker("browser")]
+    if not browser_tests or find_chromium():
+        return
+    if IN_CI:
+        raise pytest.UsageError(f"No Chromium, and CI leaves no test out. {HOW_TO_GET_IT}")
+    items[:] = [item for item in items if item not in browser_tests]
+    config.hook.pytest_deselected(items=browser_tests)
+    config.stash[LEFT_OUT] = [item.nodeid for item in browser_tests]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash.get(LEFT_OUT, [])
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} tests left out: no Chromium on this machine")
+        for name in left_out:
+            terminalreporter.line(name)
+        terminalreporter.line(HOW_TO_GET_IT)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    return _fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    return _fail_if_skipped((yield))
+
+
+def _fail_if_skipped(report):
+    if IN_CI and report.skipped:
+        report.outcome, report.longrepr = "failed", f"CI leaves no test out: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """A Chromium to drive; tests that use it are marked `browser`."""
+    path = find_chromium()
+    assert path is not None, HOW_TO_GET_IT
+    return path
