@@ -1,0 +1,206 @@
+"""Writes answers in a thread of their own, whatever the browser does, and saves them while they grow."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from app.chats import ChatStore, Message
+from app.engine_host import EngineHost
+from app.prompt import drop_oldest_turns, engine_messages
+from app.settings import Sampling
+from engine.errors import ContextFull, EngineBusy, EngineClosed, EngineError
+
+if TYPE_CHECKING:
+    from engine import Engine
+
+SAVE_SECONDS = 0.5
+CANCELLED = "cancelled"
+FAILED = "error"
+
+
+class AnswerFailed(EngineError):
+    """An answer ended with an error nobody foresaw."""
+
+
+@dataclass
+class LiveAnswer:
+    """The answer being written. Written by its thread only, read by all."""
+
+    chat_id: str
+    message_id: str
+    sampling: Sampling
+    drop_oldest: bool = False
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    stop_asked: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+    first_token_seconds: float | None = None
+    decoding_seconds: float = 0.0
+
+
+class Answers:
+    """At most one answer at a time; it belongs to the program, not to a browser tab."""
+
+    def __init__(self, host: EngineHost, store: ChatStore) -> None:
+        self._host = host
+        self._store = store
+        self._lock = threading.Lock()
+        self._current: LiveAnswer | None = None
+        self._thread: threading.Thread | None = None
+        self._revisions: defaultdict[str, int] = defaultdict(int)
+        self._boot = uuid.uuid4().hex[:6]
+
+    @property
+    def current(self) -> LiveAnswer | None:
+        return self._current
+
+    def live(self, chat_id: str) -> LiveAnswer | None:
+        """The answer being written in this chat, if any."""
+        live = self._current
+        return live if live and live.chat_id == chat_id else None
+
+    def stamp(self, chat_id: str) -> str:
+        """Changes whenever the chat does; every open page compares it with what it shows."""
+        return f"{chat_id}|{self._boot}{self._revisions[chat_id]}"
+
+    def touch(self, chat_id: str) -> None:
+        """Tells every open page that the chat changed."""
+        self._revisions[chat_id] += 1
+
+    def check_free(self) -> None:
+        """Raises EngineBusy while an answer is being written."""
+        live = self._current
+        if live is not None:
+            chat = self._store.chat(live.chat_id)
+            title = chat.title if chat else "another chat"
+            raise EngineBusy(
+                f"An answer is being written in “{title}”; one answer is written at a time.",
+                "Wait until it is finished, or stop it there.",
+            )
+
+    def start(self, chat_id: str, sampling: Sampling, drop_oldest: bool = False) -> LiveAnswer:
+        """Begins the answer to the last message of the chat. Raises EngineBusy."""
+        with self._lock:
+            self.check_free()
+            message = self._store.begin_answer(chat_id)
+            live = LiveAnswer(chat_id, message.id, sampling, drop_oldest)
+            self._current = live
+            self._thread = threading.Thread(target=self._write, args=(live,), name="answer", daemon=True)
+            self._thread.start()
+        self.touch(chat_id)
+        return live
+
+    def stop(self) -> None:
+        """Ends the answer in progress after its current token; what there is of it stays."""
+        live, engine = self._current, self._host.engine
+        if live is not None:
+            live.stop_asked = True
+            if engine is not None:
+                engine.cancel()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stops and saves the answer in progress."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _write(self, live: LiveAnswer) -> None:
+        before = None
+        try:
+            engine = self._wait_for_engine(live)
+            before = engine.stats()
+            reason = self._stream(engine, live)
+            stats = _answer_stats(live, engine, before)
+        except EngineError as error:
+            reason, stats = FAILED, _error_stats(error)
+        except Exception as error:  # noqa: BLE001 - the chat has to say that its answer ended
+            traceback.print_exc(file=sys.stderr)
+            reason, stats = FAILED, _error_stats(_unforeseen(error))
+        self._finish(live, reason, stats)
+
+    def _wait_for_engine(self, live: LiveAnswer) -> Engine:
+        while not live.stop_asked:
+            engine = self._host.wait(0.2)
+            if engine is not None:
+                return engine
+        raise EngineClosed("The answer was stopped before the model was ready.", "Ask for it again.")
+
+    def _stream(self, engine: Engine, live: LiveAnswer) -> str:
+        arguments = live.sampling.chat_arguments()
+        saved_at = time.monotonic()
+        reason = CANCELLED
+        for event in engine.chat(self._prompt(engine, live), **arguments):
+            self._take(live, event)
+            reason = event.finish_reason or reason
+            if live.stop_asked:
+                engine.cancel()
+            if time.monotonic() - saved_at >= SAVE_SECONDS:
+                self._store.save_answer(live.message_id, live.text, live.token_ids)
+                saved_at = time.monotonic()
+        return reason
+
+    def _take(self, live: LiveAnswer, event: Any) -> None:
+        now = time.monotonic() - live.started_at
+        if event.token_id is not None:
+            live.token_ids.append(event.token_id)
+            if live.first_token_seconds is None:
+                live.first_token_seconds = now
+            live.decoding_seconds = now - live.first_token_seconds
+        live.text += event.text
+
+    def _prompt(self, engine: Engine, live: LiveAnswer) -> list[dict[str, Any]]:
+        messages = [m for m in self._store.messages(live.chat_id) if m.id != live.message_id]
+        chat = self._store.chat(live.chat_id)
+        first = chat.first_position if chat else 0
+        if live.drop_oldest:
+            first = drop_oldest_turns(messages, first, engine.context_length)
+            self._store.send_from(live.chat_id, first)
+        return engine_messages(messages, first, live.sampling.system_prompt)
+
+    def _finish(self, live: LiveAnswer, reason: str, stats: dict[str, Any]) -> None:
+        try:
+            self._store.save_answer(live.message_id, live.text, live.token_ids, reason, stats)
+        finally:
+            with self._lock:
+                self._current = None
+            self.touch(live.chat_id)
+
+
+def last_answer(messages: list[Message]) -> Message | None:
+    """The answer at the end of a chat, if it ends with one."""
+    return messages[-1] if messages and messages[-1].role == "assistant" else None
+
+
+def _answer_stats(live: LiveAnswer, engine: Engine, before: Any) -> dict[str, Any]:
+    interval = (engine.stats() - before).to_dict()
+    tokens = len(live.token_ids)
+    later = max(tokens - 1, 0)
+    return {
+        "tokens": tokens,
+        "first_token_seconds": live.first_token_seconds,
+        "tokens_per_second": later / live.decoding_seconds if live.decoding_seconds > 0 else None,
+        "hit_rate": interval.get("hit_rate"),
+        "stall_seconds": interval.get("stall_seconds"),
+    }
+
+
+def _error_stats(error: EngineError) -> dict[str, Any]:
+    kind = next(cls.__name__ for cls in type(error).__mro__ if issubclass(cls, EngineError))
+    stats: dict[str, Any] = {"error": {"kind": kind, "cause": error.cause, "remedy": error.remedy}}
+    if isinstance(error, ContextFull):
+        stats["error"]["needed_tokens"] = error.needed_tokens
+    return stats
+
+
+def _unforeseen(error: Exception) -> AnswerFailed:
+    return AnswerFailed(
+        f"The answer ended with an unforeseen error: {type(error).__name__}: {error}.",
+        "Ask for it again; the terminal shows where it happened.",
+    )

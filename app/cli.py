@@ -1,0 +1,34 @@
+"""The command line: `python launch.py [SUBCOMMAND]` ends here. Anything heavy is imported by the command using it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from app.commands.bench import bench
+from app.commands.chat import chat
+from app.commands.doctor import doctor
+from app.commands.models import models
+from app.commands.page import page
+from app.terminal import INTERRUPTED
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+app.callback(invoke_without_command=True)(page)
+app.command()(chat)
+app.command()(doctor)
+app.add_typer(models, name="models")
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Runs the command and ends the process with its exit code."""
+    try:
+        app(prog_name="launch.py")
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""`bench`: side-by-side measurements on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from app.commands.options import PromptsFile
+from app.terminal import AsJson, command, present
+
+bench = typer.Typer(help="Side-by-side measurements on this machine.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Option(help='"demo", a name that `models` lists, or a checkpoint\'s folder.')]
+Repeats = Annotated[int, typer.Option(min=1, help="How often everything is measured; medians are reported.")]
+
+
+@bench.command("model")
+@command
+def bench_model(as_json: AsJson = False) -> None:
+    """How good the built-in model is beside the dense model it was made from."""
+    from app.bench_tables import show_facts
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_model import run
+
+        return run(on_progress)
+
+    present(work, show_facts, as_json)
+
+
+@bench.command("decode")
+@command
+def bench_decode(
+    model: Model = "demo",
+    budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "15%,25%,35%,45%,60%",
+    policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,lru-per-layer,lfu",
+    link: Annotated[
+        str, typer.Option(help="disk (read past the page cache), disk:buffered or emulated:2.5GBps, with commas.")
+    ] = "disk",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 33,
+    repeats: Repeats = 2,
+    prompts: PromptsFile = None,
+    take: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave stock transformers out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decoding speed by budget, policy and link, beside the least time each budget allows."""
+    from app.bench_tables import show_decode
+    from engine.lab.prompts import read_prompts
+
+    chats = tuple(read_prompts(prompts, take or (2 if prompts is None else None)))
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_decode import DecodeSettings, run_bench_decode
+
+        settings = DecodeSettings(
+            model=model,
+            budgets=_list(budget),
+            policies=_list(policies),
+            links=_list(link),
+            tokens=tokens,
+            repeats=repeats,
+            prompts=chats,
+            with_stock=not no_stock,
+        )
+        return run_bench_decode(settings, on_progress)
+
+    present(work, show_decode, as_json)
+
+
+@bench.command("peers")
+@command
+def bench_peers(
+    model: Model = "demo",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer with everything resident.")] = 48,
+    repeats: Repeats = 3,
+    prefill_tokens: Annotated[int, typer.Option(min=2, help="Length of the long prompt.")] = 1000,
+    disk_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer from the cold disk.")] = 8,
+    disk_repeats: Annotated[int, typer.Option(min=1, help="Rounds from the cold disk.")] = 3,
+    budget: Annotated[str, typer.Option(help="This engine's budget beside disk offload.")] = "25%",
+    memory_limit: Annotated[
+        str, typer.Option(help="Limit on both disk contenders, page cache included: auto or a size.")
+    ] = "auto",
+    prompts: PromptsFile = None,
+    take: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    no_disk: Annotated[bool, typer.Option("--no-disk", help="Leave disk offload out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """This engine beside plain transformers and accelerate's disk offload, on the same weights and prompts."""
+    from app.bench_tables import show_peers
+    from engine.lab.prompts import read_prompts
+
+    chats = tuple(read_prompts(prompts, take or (1 if prompts is None else None)))
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_peers import PeersSettings, run_bench_peers
+
+        settings = PeersSettings(
+            model=model,
+            tokens=tokens,
+            repeats=repeats,
+            prefill_tokens=prefill_tokens,
+            disk_tokens=disk_tokens,
+            disk_repeats=disk_repeats,
+            budget=budget,
+            memory_limit=memory_limit,
+            prompts=chats,
+            with_disk=not no_disk,
+        )
+        return run_bench_peers(settings, on_progress)
+
+    present(work, show_peers, as_json)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

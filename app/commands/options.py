@@ -1,0 +1,29 @@
+"""Options that several commands take; None means "not given": environment, settings file and defaults decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option(help='"demo", a name that `models` lists, or a checkpoint\'s folder.', show_default="demo")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help='Memory: "auto", a share of the experts ("25%") or a total ("6GiB").', show_default="auto"),
+]
+Policy = Annotated[
+    str | None, typer.Option(help="Who leaves the cache: auto, lru, lru-per-layer or lfu.", show_default="auto")
+]
+Link = Annotated[
+    str | None,
+    typer.Option(help="Where experts wait: auto, disk, disk:direct or emulated:2.5GBps.", show_default="auto"),
+]
+ContextLength = Annotated[int | None, typer.Option(help="Tokens the chat may hold.", show_default="2048")]
+Device = Annotated[str | None, typer.Option(help="Where the model is computed: auto or cpu.", show_default="auto")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help='JSON lines of {"messages": [...]}.', show_default="a set that comes with it"),
+]

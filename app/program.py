@@ -1,0 +1,45 @@
+"""The parts of the running program, started and stopped together."""
+
+from __future__ import annotations
+
+from app.answers import Answers
+from app.chats import ChatStore
+from app.engine_host import EngineHost, Loader
+from app.panel_history import PanelHistory
+from app.preferences import Preferences
+from app.settings import Settings
+from engine.paths import data_dir
+
+
+class Program:
+    """Engine, chats, answers and preferences behind the page."""
+
+    def __init__(self, settings: Settings, load: Loader | None = None) -> None:
+        self.settings = settings
+        self.preferences = Preferences(settings)
+        self.host = EngineHost(settings.engine_options(), load)
+        self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
+        self.answers = Answers(self.host, self.store)
+        self.history = PanelHistory(self.host)
+
+    def start(self) -> None:
+        """Begins loading the model; returns at once."""
+        self.host.start()
+        self.history.start()
+
+    def close(self) -> None:
+        """Saves the answer in progress and gives everything back."""
+        self.answers.close()
+        self.history.close()
+        self.host.close()
+        self.store.close()
+
+    @property
+    def model_name(self) -> str:
+        engine = self.host.engine
+        return engine.model_name if engine else str(self.settings.model)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the person should know and can act on."""
+        return [text for text in (self.store.warning, self.preferences.warning) if text]

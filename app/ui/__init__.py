@@ -1,0 +1,1 @@
+"""The page: layout, chat, panels, and the words in them."""

@@ -1,0 +1,101 @@
+"""The budget slider: a preview while it is dragged, a live resize when it is released."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import gradio as gr
+
+from app.program import Program
+from app.ui import html
+from app.ui.layout import BudgetParts
+from app.ui.plan_view import Plan, budget_of, marks, minimum_percent, percent_resident
+from app.ui.tabs import Tabs
+from engine.errors import EngineError
+
+AUTO = "auto"
+AUTO_VALID_SECONDS = 10.0  # the automatic budget follows free memory; asking is not free
+
+
+class Budget:
+    """Handlers of the slider and its words."""
+
+    def __init__(self, program: Program, parts: BudgetParts, tabs: Tabs) -> None:
+        self._program = program
+        self._parts = parts
+        self._tabs = tabs
+        self._auto_percent: float | None = None
+        self._auto_at = -AUTO_VALID_SECONDS
+        self._lock = threading.Lock()
+
+    def wire(self) -> None:
+        """Connects the slider; must run inside the `gr.Blocks`."""
+        slider, label = self._parts.slider, self._parts.label
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        slider.input(self.preview, slider, label, trigger_mode="always_last", **quiet)
+        slider.release(self.apply, slider, [slider, label], trigger_mode="always_last", **quiet)
+        self._parts.auto.click(self.apply_auto, None, [slider, label], **quiet)
+
+    def preview(self, percent: float) -> Any:
+        """The plan that this position would give; changes nothing."""
+        engine = self._program.host.engine
+        if engine is None:
+            return html.budget_waiting()
+        try:
+            return html.budget_label(engine.plan_for(budget_of(percent)), pending=True)
+        except EngineError as error:
+            return html.budget_error(error)
+
+    def apply(self, percent: float, request: gr.Request) -> tuple[Any, str]:
+        return self._resize(budget_of(percent), request)
+
+    def apply_auto(self, request: gr.Request) -> tuple[Any, str]:
+        return self._resize(AUTO, request)
+
+    def update(self, session: str | None) -> dict[Any, Any]:
+        """What the slider of this page has to show anew, if anything."""
+        engine, parts = self._program.host.engine, self._parts
+        if engine is None:
+            return {}
+        plan, auto = engine.plan, self._auto()
+        if not self._tabs[session].changed("budget", _fingerprint(plan, auto)):
+            return {}
+        return {
+            parts.slider: _slider_update(plan),
+            parts.label: html.budget_label(plan, warnings=plan.warnings),
+            parts.marks: html.budget_marks(marks(plan, auto)),
+            parts.auto: gr.update(interactive=True),
+        }
+
+    def _resize(self, budget: str, request: gr.Request) -> tuple[Any, str]:
+        engine = self._program.host.engine
+        if engine is None:
+            return gr.skip(), html.budget_waiting()
+        try:
+            plan = engine.resize(budget)
+        except EngineError as error:
+            return _slider_update(engine.plan), html.budget_error(error)
+        self._program.preferences.set_budget(budget)
+        self._tabs[request.session_hash].changed("budget", _fingerprint(plan, self._auto()))
+        return _slider_update(plan), html.budget_label(plan, warnings=plan.warnings)
+
+    def _auto(self) -> float | None:
+        engine = self._program.host.engine
+        with self._lock:
+            if engine is not None and time.monotonic() - self._auto_at >= AUTO_VALID_SECONDS:
+                try:
+                    self._auto_percent = percent_resident(engine.plan_for(AUTO))
+                except EngineError:
+                    self._auto_percent = None
+                self._auto_at = time.monotonic()
+            return self._auto_percent
+
+
+def _slider_update(plan: Plan) -> Any:
+    return gr.update(value=round(percent_resident(plan)), minimum=minimum_percent(plan), interactive=True)
+
+
+def _fingerprint(plan: Plan, auto_percent: float | None) -> str:
+    return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto_percent}"

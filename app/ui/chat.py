@@ -1,0 +1,181 @@
+"""What happens in the chat: send, follow the answer, stop, answer again, edit, open.
+
+The page holds the id of its chat and a stamp; whatever changes a chat changes its stamp, and a page whose stamp is
+old shows the chat anew and follows the answer being written, if there is one. So a reloaded page, a second tab and
+the tab that asked all show the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from app.program import Program
+from app.ui import html
+from app.ui.chat_view import chat_view, live_words, shown_messages
+from app.ui.layout import ChatParts
+from app.ui.tabs import MESSAGES_SHOWN, Tabs
+from engine.errors import EngineError
+
+UPDATE_SECONDS = 0.1
+
+Updates = dict[Any, Any]
+
+
+class ChatEvents:
+    """Handlers of the chat column and the list of chats."""
+
+    def __init__(self, program: Program, parts: ChatParts, tabs: Tabs) -> None:
+        self._program = program
+        self._parts = parts
+        self._tabs = tabs
+
+    def wire(self, demo: gr.Blocks) -> None:
+        """Connects the chat; must run inside the `gr.Blocks`."""
+        p = self._parts
+        view = [
+            p.chat_id, p.stamp, p.chat_list, p.earlier, p.chatbot, p.live, p.facts, p.notice,
+            p.again, p.drop_oldest, p.fresh_chat, p.message, p.send, p.stop,
+        ]  # fmt: skip
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        demo.load(self.open, p.chat_id, view, js="(ignored) => expertflow.chatInAddress()", **quiet)
+        gr.on([p.message.submit, p.send.click], self.send, [p.chat_id, p.message], view, **quiet)
+        gr.on([p.new_chat.click, p.fresh_chat.click], self.new, None, view, **quiet)
+        p.chat_list.input(self.open, p.chat_list, view, **quiet)
+        p.chatbot.example_select(self.send_example, p.chat_id, view, **quiet)
+        gr.on([p.again.click, p.chatbot.retry], self.answer_again, p.chat_id, view, **quiet)
+        p.drop_oldest.click(self.drop_oldest, p.chat_id, view, **quiet)
+        p.chatbot.edit(self.edit, p.chat_id, view, **quiet)
+        p.earlier.click(self.show_earlier, p.chat_id, view, **quiet)
+        p.stop.click(self.stop, None, None, **quiet)
+        p.load_again.click(self.load_again, None, None, **quiet)
+        p.chat_id.change(None, p.chat_id, None, js="(id) => { expertflow.keepChatInAddress(id) }")
+        p.stamp.change(
+            self.follow,
+            p.chat_id,
+            view,
+            show_progress="hidden",
+            concurrency_limit=None,
+            trigger_mode="multiple",
+        )
+
+    # one handler for each thing a person can do
+
+    def open(self, chat_id: str | None, request: gr.Request) -> Updates:
+        self._tabs[request.session_hash].messages_shown = MESSAGES_SHOWN
+        live = self._program.answers.current
+        if not chat_id and live is not None:
+            chat_id = live.chat_id  # a page opened afresh shows what is going on
+        if chat_id and self._program.store.chat(chat_id) is None:
+            chat_id = ""
+        return self._view(chat_id or "", request)
+
+    def new(self, request: gr.Request) -> Updates:
+        return {**self._view("", request), self._parts.message: ""}
+
+    def send(self, chat_id: str, text: str, request: gr.Request) -> Updates:
+        if not text.strip():
+            return self._nothing()
+        program = self._program
+        try:
+            program.answers.check_free()
+            if not chat_id or program.store.chat(chat_id) is None:
+                chat_id = program.store.create_chat()
+            program.store.add_user_message(chat_id, text.strip())
+            program.answers.start(chat_id, program.preferences.sampling)
+        except EngineError as error:
+            return self._refusal(chat_id, error, request)
+        return {**self._view(chat_id, request), self._parts.message: ""}
+
+    def send_example(self, chat_id: str, request: gr.Request, choice: gr.SelectData) -> Updates:
+        return self.send(chat_id, choice.value["text"], request)
+
+    def answer_again(self, chat_id: str, request: gr.Request) -> Updates:
+        return self._answer_last(chat_id, request, drop_oldest=False)
+
+    def drop_oldest(self, chat_id: str, request: gr.Request) -> Updates:
+        return self._answer_last(chat_id, request, drop_oldest=True)
+
+    def edit(self, chat_id: str, request: gr.Request, edited: gr.EditData) -> Updates:
+        program = self._program
+        try:
+            program.answers.check_free()
+            message = self._shown_at(chat_id, edited.index, request)
+            program.store.edit_user_message(message.id, str(edited.value).strip())
+            program.answers.start(chat_id, program.preferences.sampling)
+        except EngineError as error:
+            return self._refusal(chat_id, error, request)
+        return self._view(chat_id, request)
+
+    def show_earlier(self, chat_id: str, request: gr.Request) -> Updates:
+        self._tabs[request.session_hash].messages_shown += MESSAGES_SHOWN
+        return self._view(chat_id, request)
+
+    def stop(self) -> None:
+        self._program.answers.stop()
+
+    def load_again(self) -> None:
+        """After a failed start: once more, with the budget that fits."""
+        self._program.host.start(budget="auto")
+
+    async def follow(self, chat_id: str, request: gr.Request) -> AsyncIterator[Updates]:
+        """Shows the chat as it is now and, while an answer is being written, its text as it grows."""
+        tab, answers = self._tabs[request.session_hash], self._program.answers
+        tab.follower += 1
+        follower = tab.follower
+        if tab.shown_stamp != answers.stamp(chat_id):
+            yield await asyncio.to_thread(self._view, chat_id, request)
+        shown = ""
+        while (live := answers.live(chat_id)) is not None:
+            words = live_words(live, self._program.host)
+            if words != shown:
+                shown = words
+                yield {self._parts.live: words}
+            await asyncio.sleep(UPDATE_SECONDS)
+            if tab.follower != follower:
+                break
+        if tab.follower == follower and tab.shown_stamp != answers.stamp(chat_id):
+            yield await asyncio.to_thread(self._view, chat_id, request)
+        yield self._nothing()  # Gradio sends the last update again when a stream ends
+
+    # what they share
+
+    def _answer_last(self, chat_id: str, request: gr.Request, drop_oldest: bool) -> Updates:
+        program = self._program
+        try:
+            program.answers.check_free()
+            asked = [m for m in program.store.messages(chat_id) if m.role == "user"]
+            if not asked:
+                return self._nothing()
+            program.store.cut_after(chat_id, asked[-1].position)
+            program.answers.start(chat_id, program.preferences.sampling, drop_oldest)
+        except EngineError as error:
+            return self._refusal(chat_id, error, request)
+        return self._view(chat_id, request)
+
+    def _shown_at(self, chat_id: str, index: int | tuple[int, int], request: gr.Request) -> Any:
+        place = index if isinstance(index, int) else index[0]
+        return shown_messages(self._program, chat_id, self._tabs[request.session_hash].messages_shown)[place]
+
+    def _view(self, chat_id: str, request: gr.Request) -> Updates:
+        """The whole chat column; this page stops following any other answer."""
+        tab = self._tabs[request.session_hash]
+        tab.follower += 1
+        stamp = self._program.answers.stamp(chat_id)
+        tab.shown_stamp = stamp
+        return {
+            **chat_view(self._program, self._parts, chat_id, tab.messages_shown),
+            self._parts.chat_id: chat_id,
+            self._parts.stamp: stamp,
+        }
+
+    def _refusal(self, chat_id: str, error: EngineError, request: gr.Request) -> Updates:
+        return {**self._view(chat_id, request), self._parts.notice: html.error_notice(error)}
+
+    def _nothing(self) -> Updates:
+        return {self._parts.notice: gr.skip()}
+
+

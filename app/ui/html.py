@@ -1,0 +1,80 @@
+"""Small pieces of HTML; every text that is not ours is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from app.engine_host import LoadState
+from app.ui.plan_view import Plan, budget_words, invitation, total_words
+from engine.errors import EngineError
+
+
+def notice(kind: str, title: str, words: str = "") -> str:
+    """A box above the message field; `kind` is "error", "warning" or "info"."""
+    role = "alert" if kind == "error" else "status"
+    body = f'<span class="notice-words">{escape(words)}</span>' if words else ""
+    return f'<div class="notice notice-{kind}" role="{role}"><strong>{escape(title)}</strong>{body}</div>'
+
+
+def error_notice(error: EngineError) -> str:
+    """An engine's error unchanged: its cause, then its remedy."""
+    return notice("error", error.cause, error.remedy)
+
+
+def load_notice(state: LoadState) -> str:
+    """Progress of loading, or why it failed."""
+    if state.error:
+        return error_notice(state.error)
+    share = 100 * state.done / state.total if state.total else 0
+    bar = f'<progress max="100" value="{share:.0f}"></progress>' if state.total else "<progress></progress>"
+    count = f"{state.done:,} of {state.total:,}" if state.total else ""
+    return (
+        '<div class="notice notice-info" role="status">'
+        f"<strong>{escape(state.stage)}</strong>"
+        f'<span class="notice-words">{count} {bar}<br>You can write already: '
+        "your message is answered as soon as the model is ready.</span></div>"
+    )
+
+
+def header(model_name: str, details: str, pill: str, pill_kind: str) -> str:
+    """The line at the top: product, model, state."""
+    return (
+        '<div class="brand"><span class="brand-mark" aria-hidden="true"></span><h1>ExpertFlow</h1></div>'
+        f'<div class="model"><b>{escape(model_name)}</b><span>{escape(details)}</span></div>'
+        f'<span class="pill pill-{pill_kind}" role="status">{escape(pill)}</span>'
+    )
+
+
+def budget_label(plan: Plan, pending: bool = False, warnings: Sequence[str] = ()) -> str:
+    """What the slider's position means."""
+    lines = [f"<b>{escape(budget_words(plan))}</b>", escape(total_words(plan))]
+    hint = "Release to apply." if pending else invitation(plan)
+    lines.append(f'<span class="quiet">{escape(hint)}</span>')
+    lines += [f'<span class="budget-warning">{escape(text)}</span>' for text in warnings]
+    return f'<div class="budget-label">{"<br>".join(lines)}</div>'
+
+
+def budget_error(error: EngineError) -> str:
+    return f'<div class="budget-label"><b class="budget-warning">{escape(error.cause)}</b><br>{escape(error.remedy)}</div>'
+
+
+def budget_waiting() -> str:
+    return '<div class="budget-label quiet">The slider can be moved as soon as the model is ready.</div>'
+
+
+def budget_marks(found: Sequence[dict[str, Any]]) -> str:
+    """Ticks under the slider."""
+    ticks = "".join(
+        f'<span class="mark" style="left:{mark["percent"]}%">{escape(mark["label"])}</span>' for mark in found
+    )
+    return f'<div class="marks" aria-hidden="true">{ticks}</div>'
+
+
+def reasons(plan: Plan, notes: Sequence[str]) -> str:
+    """Why the plan is as it is: one sentence a decision."""
+    items = [*plan.reasons, *plan.warnings, *notes]
+    if not items:
+        return '<p class="quiet">The reasons appear when the model is loaded.</p>'
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in items) + "</ul>"

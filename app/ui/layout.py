@@ -1,0 +1,206 @@
+"""The components of the page and where they stand; what they do is wired elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app.ui import html
+from app.ui.markdown import LATEX_DELIMITERS
+from app.ui.theme import asset
+
+EXAMPLES = [
+    {"text": "Explain in simple words why the sky is blue."},
+    {"text": "Write a short poem about memory."},
+    {"text": "Give me three tips for sleeping better."},
+    {"text": "Write a Python function that reverses a string."},
+]
+PLACEHOLDER = (
+    "<h2>Ask something</h2><p>The model runs on this machine. Watch on the right which experts it uses, "
+    "and move the memory slider while it answers.</p>"
+)
+
+
+@dataclass
+class SamplingControls:
+    system_prompt: gr.Textbox
+    temperature: gr.Slider
+    top_p: gr.Slider
+    top_k: gr.Slider
+    min_p: gr.Slider
+    repetition_penalty: gr.Slider
+    max_new_tokens: gr.Slider
+    seed: gr.Textbox
+    stop: gr.Textbox
+
+    def all(self) -> list[gr.components.Component]:
+        return list(vars(self).values())
+
+
+@dataclass
+class ChatParts:
+    chat_id: gr.Textbox
+    stamp: gr.Textbox
+    new_chat: gr.Button
+    chat_list: gr.Radio
+    earlier: gr.Button
+    chatbot: gr.Chatbot
+    live: gr.Markdown
+    facts: gr.HTML
+    load_notice: gr.HTML
+    warnings: gr.HTML
+    notice: gr.HTML
+    again: gr.Button
+    drop_oldest: gr.Button
+    fresh_chat: gr.Button
+    load_again: gr.Button
+    message: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+
+
+@dataclass
+class BudgetParts:
+    slider: gr.Slider
+    auto: gr.Button
+    marks: gr.HTML
+    label: gr.HTML
+
+
+@dataclass
+class Parts:
+    header: gr.HTML
+    chat: ChatParts
+    sampling: SamplingControls
+    budget: BudgetParts
+    panels: gr.HTML
+    reasons: gr.HTML
+    timer: gr.Timer
+
+
+def build_layout(model_name: str) -> Parts:
+    """Lays out the page inside the current `gr.Blocks`."""
+    with gr.Row(elem_id="topbar"):
+        header = gr.HTML(html.header(model_name, "", "Starting", "wait"), elem_id="header")
+        gr.HTML(asset("tools.html"), elem_id="tools")
+    with gr.Row(elem_id="shell", equal_height=False):
+        with gr.Column(elem_id="chats", min_width=0):
+            new_chat = gr.Button("New chat", elem_id="new-chat", size="md")
+            gr.HTML('<h2 class="side-title">Chats</h2>')
+            chat_list = gr.Radio([], show_label=False, container=False, elem_id="chat-list", label="Saved chats")
+            sampling = _sampling_controls()
+        with gr.Column(elem_id="talk", min_width=0):
+            chat = _chat_parts(new_chat, chat_list)
+        with gr.Column(elem_id="side", min_width=0):
+            budget = _budget_parts()
+            panels = gr.HTML(
+                "",
+                html_template='<div class="panels"></div>',
+                js_on_load=asset("panels.js"),
+                apply_default_css=False,
+                elem_id="panels",
+            )
+            with gr.Accordion("Why the memory is divided like this", open=False, elem_id="why"):
+                reasons = gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>')
+    return Parts(header, chat, sampling, budget, panels, reasons, gr.Timer(1.0))
+
+
+def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
+    chat_id = gr.Textbox("", visible="hidden", elem_id="chat-id", label="chat")
+    stamp = gr.Textbox("", visible="hidden", elem_id="stamp", label="stamp")
+    with gr.Column(elem_id="scroll"):
+        earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
+        chatbot = gr.Chatbot(
+            show_label=False,
+            container=False,
+            height=None,
+            elem_id="chatbot",
+            layout="panel",
+            editable="user",
+            buttons=["copy"],
+            latex_delimiters=LATEX_DELIMITERS,
+            feedback_options=None,
+            placeholder=PLACEHOLDER,
+            examples=EXAMPLES,
+            autoscroll=False,
+            allow_tags=False,
+            reasoning_tags=[("<think>", "</think>")],
+        )
+        live = gr.Markdown(
+            "", elem_id="live", latex_delimiters=LATEX_DELIMITERS, line_breaks=True, show_label=False
+        )
+        facts = gr.HTML("", elem_id="facts")
+    with gr.Column(elem_id="below"):
+        load_notice = gr.HTML("", elem_id="load-notice")
+        warnings = gr.HTML("", elem_id="warnings")
+        notice = gr.HTML("", elem_id="notice")
+        with gr.Row(elem_id="ways-out"):
+            again = gr.Button("Answer again", visible=False, size="sm", elem_id="again")
+            drop_oldest = gr.Button("Drop the oldest turns and answer", visible=False, size="sm", elem_id="drop")
+            fresh_chat = gr.Button("Start a new chat", visible=False, size="sm", elem_id="fresh")
+            load_again = gr.Button("Try again", visible=False, size="sm", elem_id="load-again")
+        with gr.Row(elem_id="composer", equal_height=False):
+            message = gr.Textbox(
+                placeholder="Write a message",
+                show_label=False,
+                container=False,
+                label="Message",
+                lines=1,
+                max_lines=10,
+                autofocus=True,
+                elem_id="message",
+                scale=1,
+            )
+            send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=84)
+            stop = gr.Button("Stop", visible=False, elem_id="stop", scale=0, min_width=84)
+        gr.HTML(
+            '<p class="keys">Enter sends · Shift+Enter new line · Esc stops · everything stays on this machine</p>'
+        )
+    return ChatParts(
+        chat_id, stamp, new_chat, chat_list, earlier, chatbot, live, facts, load_notice, warnings, notice,
+        again, drop_oldest, fresh_chat, load_again, message, send, stop,
+    )  # fmt: skip
+
+
+def _budget_parts() -> BudgetParts:
+    with gr.Column(elem_id="budget"):
+        with gr.Row(elem_id="budget-title"):
+            gr.HTML("<h2>Experts kept in memory</h2>")
+            auto = gr.Button("Auto", size="sm", elem_id="auto", scale=0, min_width=64, interactive=False)
+        slider = gr.Slider(
+            1,
+            100,
+            100,
+            step=1,
+            label="Percent of experts kept in memory",
+            show_label=False,
+            container=False,
+            interactive=False,
+            buttons=[],
+            elem_id="slider",
+        )
+        marks = gr.HTML("", elem_id="marks")
+        label = gr.HTML(html.budget_waiting(), elem_id="budget-words")
+    return BudgetParts(slider, auto, marks, label)
+
+
+def _sampling_controls() -> SamplingControls:
+    with gr.Accordion("Answer settings", open=False, elem_id="answer-settings"):
+        return SamplingControls(
+            system_prompt=gr.Textbox(
+                label="System prompt", placeholder="How the assistant should behave", lines=3, max_lines=8
+            ),
+            temperature=_slider("Temperature", "0 always takes the likeliest word", 0, 2, 0.05),
+            top_p=_slider("Top-p", "keep the likeliest words up to this share", 0.05, 1, 0.01),
+            top_k=_slider("Top-k", "keep this many likeliest words; 0 keeps all", 0, 200, 1),
+            min_p=_slider("Min-p", "drop words this much less likely than the likeliest", 0, 1, 0.01),
+            repetition_penalty=_slider("Repetition penalty", "1 is off", 1, 2, 0.01),
+            max_new_tokens=_slider("Longest answer", "in tokens", 16, 4096, 16),
+            seed=gr.Textbox(label="Seed", placeholder="random", max_lines=1),
+            stop=gr.Textbox(label="Stop strings", placeholder="one a line", lines=2, max_lines=6),
+        )
+
+
+def _slider(label: str, info: str, low: float, high: float, step: float) -> gr.Slider:
+    return gr.Slider(low, high, low, step=step, label=label, info=info, buttons=[])

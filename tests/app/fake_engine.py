@@ -1,0 +1,210 @@
+"""A scripted engine with the real one's surface: fast, no weights, for tests of the page's own logic."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
+
+LAYERS, EXPERTS, TOP_K = 12, 16, 2
+SLOT_BYTES = 4_423_680
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    slots: int
+    budget: str = "auto"
+    near_bytes_dense: int = 113_000_000
+    near_bytes_kv: int = 94_000_000
+    near_bytes_workspace: int = 60_000_000
+    experts_total: int = LAYERS * EXPERTS
+    slot_bytes: int = SLOT_BYTES
+    minimum_slots: int = TOP_K
+    model_bytes_total: int = 113_000_000 + LAYERS * EXPERTS * SLOT_BYTES
+    reasons: tuple[str, ...] = ("There is no NVIDIA card, so experts are computed by the processor.",)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def near_bytes_experts(self) -> int:
+        return self.slots * self.slot_bytes
+
+    @property
+    def near_bytes_total(self) -> int:
+        return self.near_bytes_dense + self.near_bytes_kv + self.near_bytes_workspace + self.near_bytes_experts
+
+    @property
+    def memory_saving(self) -> float:
+        return 1 - self.near_bytes_total / self.model_bytes_total
+
+
+@dataclass(frozen=True)
+class FakeStats:
+    hits: int = 0
+    late: int = 0
+    misses: int = 0
+    bytes_demand: int = 0
+    bytes_correction: int = 0
+    bytes_prefetch_used: int = 0
+    bytes_prefetch_wasted: int = 0
+    stall_seconds: float = 0.0
+    tokens: int = 0
+
+    def __sub__(self, earlier: FakeStats) -> FakeStats:
+        return FakeStats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+
+    def to_dict(self) -> dict:
+        seen = self.hits + self.late + self.misses
+        return {**asdict(self), "hit_rate": self.hits / seen if seen else 0.0}
+
+
+@dataclass(frozen=True)
+class FakeSnapshot:
+    stats: FakeStats
+    plan: FakePlan
+    busy: bool
+    phase: str
+    prefill_done: int
+    prefill_total: int
+    context_used: int
+    context_length: int
+    time_to_first_token_seconds: float | None
+    recent_tokens_per_second: float | None
+    residency: np.ndarray
+    use_counts: np.ndarray
+    link: str = "disk"
+    policy: str = "lru-per-layer"
+    model_name: str = "demo"
+    architecture: str = "Mixtral"
+    fast_path: str = "The fast decoding path is in use."
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FakeEvent:
+    text: str
+    token_id: int | None
+    finish_reason: str | None
+
+
+class FakeEngine:
+    """Answers with `words`, one token each, `token_seconds` apart."""
+
+    def __init__(self, words=("one ", "two ", "three"), token_seconds=0.0, context_length=2048, fail=None):
+        self.words, self.token_seconds, self.context_length = list(words), token_seconds, context_length
+        self.fail = fail
+        self.prompts: list[list[dict]] = []
+        self.arguments: dict = {}
+        self.model_name = "demo"
+        self.plan = FakePlan(slots=LAYERS * EXPERTS)
+        self.closed = False
+        self._stats = FakeStats()
+        self._busy = threading.Lock()
+        self._cancel = threading.Event()
+        self._used = 0
+        self._random = np.random.default_rng(0)
+        self._counts = np.zeros((LAYERS, EXPERTS), dtype=np.int64)
+        self._state = np.zeros((LAYERS, EXPERTS), dtype=np.uint8)
+
+    @classmethod
+    def load(cls, on_progress=None, **_options):
+        if on_progress:
+            on_progress("Reading dense weights", 1, 2)
+        return cls()
+
+    def plan_for(self, budget) -> FakePlan:
+        if budget == "auto":
+            return FakePlan(slots=LAYERS * EXPERTS)
+        slots = int(float(str(budget).rstrip("%")) / 100 * LAYERS * EXPERTS)
+        if str(budget).isdigit():
+            raise BudgetTooSmall("The budget of 3 bytes is below what is needed.", "Give 0.3 GB.", 300_000_000)
+        return FakePlan(slots=max(slots, TOP_K), budget=str(budget))
+
+    def resize(self, budget) -> FakePlan:
+        self.plan = self.plan_for(budget)
+        return self.plan
+
+    def chat(self, messages, max_new_tokens=512, **arguments):
+        if not self._busy.acquire(blocking=False):
+            raise EngineBusy("An answer is being written.", "Wait for it.")
+        try:
+            self.prompts.append(messages)
+            self.arguments = {"max_new_tokens": max_new_tokens, **arguments}
+            yield from self._answer(messages, max_new_tokens)
+        finally:
+            self._busy.release()
+
+    def _answer(self, messages, max_new_tokens):
+        if self.fail is not None:
+            raise self.fail
+        self._used = sum(len(m["content"].split()) for m in messages)
+        if self._used >= self.context_length:
+            raise ContextFull(
+                f"The chat needs {self._used} tokens and the context holds {self.context_length}.",
+                "Start a new chat or drop the oldest turns.",
+                self._used,
+                self.context_length,
+            )
+        self._cancel.clear()
+        for index, word in enumerate(self.words[:max_new_tokens]):
+            if self._cancel.is_set():
+                yield FakeEvent("", None, "cancelled")
+                return
+            time.sleep(self.token_seconds)
+            self._step()
+            last = index + 1 == len(self.words)
+            cut = index + 1 == max_new_tokens
+            yield FakeEvent(word, index, "stop" if last else "length" if cut else None)
+
+    def _step(self) -> None:
+        self._used += 1
+        need = self._random.integers(0, EXPERTS, (LAYERS, TOP_K))
+        share = self.plan.slots / (LAYERS * EXPERTS)
+        hits = int((self._random.random((LAYERS, TOP_K)) < share).sum())
+        misses = LAYERS * TOP_K - hits
+        np.add.at(self._counts, (np.arange(LAYERS)[:, None], need), 1)
+        order = np.argsort(-self._counts, axis=None)
+        self._state[:] = 0
+        self._state.flat[order[: self.plan.slots]] = 2
+        late = misses // 4
+        s = self._stats
+        self._stats = FakeStats(
+            s.hits + hits,
+            s.late + late,
+            s.misses + misses - late,
+            s.bytes_demand + misses * SLOT_BYTES,
+            0,
+            s.bytes_prefetch_used + late * SLOT_BYTES,
+            s.bytes_prefetch_wasted + (late // 2) * SLOT_BYTES,
+            s.stall_seconds + misses * 0.0004,
+            s.tokens + 1,
+        )
+
+    def cancel(self) -> None:
+        self._cancel.set()
+
+    def stats(self) -> FakeStats:
+        return self._stats
+
+    def snapshot(self) -> FakeSnapshot:
+        busy = self._busy.locked()
+        return FakeSnapshot(
+            self._stats,
+            self.plan,
+            busy,
+            "decode" if busy else "idle",
+            0,
+            0,
+            self._used,
+            self.context_length,
+            0.42 if self._stats.tokens else None,
+            (1 / self.token_seconds if self.token_seconds else 500.0) if self._stats.tokens else None,
+            self._state.copy(),
+            self._counts.copy(),
+        )
+
+    def close(self) -> None:
+        self.closed = True
