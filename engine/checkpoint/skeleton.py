@@ -1,0 +1,210 @@
+"""The model's structure without weights: which modules are experts, and what every parameter is called."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_utils import patch_output_recorders
+from transformers.utils import logging as transformers_logging
+
+from engine.errors import CheckpointCorrupt, CheckpointUnreadable, ModelNotFound, NotAMoeModel, UnsupportedModel
+
+CONFIG_NAME = "config.json"
+EXPERT_COUNT_SETTINGS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+)
+TOP_K_SETTINGS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+
+
+@dataclass(frozen=True)
+class ExpertsModule:
+    """One MoE layer's experts: the shapes of its fused parameters start with the number of experts."""
+
+    name: str
+    module: nn.Module
+    shapes: dict[str, tuple[int, ...]]
+    count: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model on the meta device, in float32, with its experts modules in forward order."""
+
+    model: PreTrainedModel
+    experts: tuple[ExpertsModule, ...]
+
+    def expert_parameter_names(self) -> list[str]:
+        return [f"{experts.name}.{name}" for experts in self.experts for name in experts.shapes]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps loading chatter (unexpected keys, experimental features) off the user's terminal."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def build_skeleton(path: Path, experts_implementation: str = "eager") -> Skeleton:
+    """Build the model of the checkpoint folder `path` without memory for its weights.
+
+    Raises ModelNotFound, CheckpointUnreadable, CheckpointCorrupt (bad config), NotAMoeModel,
+    UnsupportedModel (quantised, remote code, or experts off transformers' experts interface).
+    """
+    with quiet_transformers():
+        config = read_config(path)
+        model_class, config = _model_class(config)
+        config._experts_implementation = experts_implementation
+        try:
+            model = _on_meta(model_class, config)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+            raise CheckpointCorrupt(
+                f"No model can be built from {path / CONFIG_NAME} ({error}).", "Download the model's config again."
+            ) from error
+    experts = tuple(_find_experts(model))
+    if not experts:
+        _refuse_without_experts(path, config)
+    return Skeleton(model, experts)
+
+
+def read_config(path: Path) -> Any:
+    """transformers' config object of the checkpoint folder `path`."""
+    raw = _read_raw_config(path)
+    if raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"):
+        method = (raw.get("quantization_config") or raw["text_config"]["quantization_config"]).get("quant_method")
+        raise UnsupportedModel(
+            f"The checkpoint {path} is quantised ({method}), which this version cannot read.",
+            "Use a float32, float16 or bfloat16 version of the model.",
+        )
+    model_type = raw.get("model_type")
+    if not model_type:
+        raise CheckpointCorrupt(f"{path / CONFIG_NAME} names no model_type.", "Download the model's config again.")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModel(
+            f"The installed transformers does not know the architecture {model_type!r} of {path}.",
+            "Use a model of an architecture that transformers contains; code from checkpoints is never run.",
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # config classes validate with exceptions of many kinds
+        raise CheckpointCorrupt(
+            f"{path / CONFIG_NAME} is not a valid {model_type} config ({error}).", "Download the model's config again."
+        ) from error
+
+
+def _read_raw_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ModelNotFound(f"There is no model folder {path}.", "Check the path, or list the models on this machine.")
+    file = path / CONFIG_NAME
+    if not file.exists():
+        raise ModelNotFound(
+            f"{path} is not a model: it has no {CONFIG_NAME}.", "Name a folder with config and weights."
+        )
+    try:
+        raw = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointUnreadable(f"{file} cannot be read ({error.strerror}).", "Check its permissions.") from error
+    except ValueError as error:
+        raise CheckpointCorrupt(f"{file} is not valid JSON ({error}).", "Download the model's config again.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointCorrupt(f"{file} is not a JSON object.", "Download the model's config again.")
+    return raw
+
+
+def _model_class(config: Any) -> tuple[type[PreTrainedModel], Any]:
+    """The class stock transformers would load for text generation, and the config it takes."""
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto_class._model_mapping:
+            classes = auto_class._model_mapping[type(config)]
+            choices = classes if isinstance(classes, (list, tuple)) else [classes]
+            named = [c for c in choices if c.__name__ in (config.architectures or [])]
+            model_class = (named or list(choices))[0]
+            if model_class.config_class is config.sub_configs.get("text_config"):
+                config = config.get_text_config()
+            return model_class, config
+    raise UnsupportedModel(
+        f"transformers has no text-generating model for the architecture {config.model_type!r}.",
+        "Use a model that generates text.",
+    )
+
+
+def _on_meta(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """Construct exactly as `from_pretrained(dtype=torch.float32)` would."""
+    config.dtype = torch.float32
+    for key in config.sub_configs:
+        if getattr(config, key, None) is not None:
+            getattr(config, key).dtype = torch.float32
+    with ExitStack() as stack:
+        for context in model_class.get_init_context(torch.float32, False, False, None):
+            stack.enter_context(context)
+        model = model_class(config)
+        patch_output_recorders(model)
+    return model
+
+
+def is_experts_module(module: nn.Module) -> bool:
+    """Whether transformers' experts interface runs this module."""
+    return all(hasattr(module, name) for name in ("_apply_gate", "is_transposed", "has_gate", "num_experts"))
+
+
+def _find_experts(model: nn.Module) -> Iterator[ExpertsModule]:
+    for name, module in model.named_modules():
+        if not is_experts_module(module):
+            continue
+        shapes = {
+            key: tuple(parameter.shape)
+            for key, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim >= 1 and parameter.shape[0] == module.num_experts
+        }
+        parent = model.get_submodule(name.rpartition(".")[0])
+        yield ExpertsModule(name, module, shapes, int(module.num_experts), _top_k(parent, module))
+
+
+def _top_k(parent: nn.Module, experts: nn.Module) -> int:
+    """How many experts the router beside `experts` picks for one token."""
+    for module in (parent, *parent.children()):
+        if isinstance(getattr(module, "top_k", None), int):
+            return module.top_k
+    for setting in TOP_K_SETTINGS:
+        value = getattr(experts.config, setting, None)
+        if value is not None:
+            return max(value) if isinstance(value, (list, tuple)) else int(value)
+    raise UnsupportedModel(
+        f"It cannot be told how many experts a token of {type(parent).__name__} uses.",
+        "Report this architecture to the project.",
+    )
+
+
+def _refuse_without_experts(path: Path, config: Any) -> None:
+    text = config.get_text_config()
+    counts = [value for name in EXPERT_COUNT_SETTINGS if (value := getattr(text, name, None))]
+    if any((max(value) if isinstance(value, (list, tuple)) else value) > 1 for value in counts):
+        raise UnsupportedModel(
+            f"The experts of architecture {config.model_type!r} ({path}) are outside transformers' experts interface.",
+            "Use a model of a family on that interface, such as Mixtral, OLMoE, Qwen3-MoE or DeepSeek-V3.",
+        )
+    raise NotAMoeModel(
+        f"{path} ({config.model_type}) is not a Mixture-of-Experts model: it has no experts to cache.",
+        "Choose a Mixture-of-Experts model, such as OLMoE or Qwen3-30B-A3B.",
+    )
