@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Lease(Protocol):
 
     def __enter__(self) -> Lease: ...
 
-    def __exit__(self, *exception) -> object: ...
+    def __exit__(self, *exception: object) -> object: ...
 
     def next_batch(self) -> Sequence[tuple[int, ExpertWeights]]:
         """Blocks until at least one further expert is ready, returns all that are; [] after the last.
@@ -85,8 +85,13 @@ def attach(experts_modules: Sequence[nn.Module], provider: ExpertProvider) -> No
     """Connects each experts module, in forward order, with the provider of its weights."""
     register()
     for layer, module in enumerate(experts_modules):
-        plan = ExpertsPlan(provider, layer, int(module.num_experts), plain_activation(module))
+        plan = ExpertsPlan(provider, layer, number_of_experts(module), plain_activation(module))
         object.__setattr__(module, "_expertflow", plan)  # not a submodule, and never part of a state dict
+
+
+def number_of_experts(module: nn.Module) -> int:
+    """How many routed experts the module has; ids from there on mean "nobody"."""
+    return cast(int, module.num_experts)
 
 
 def plain_activation(module: nn.Module) -> int | None:
@@ -95,7 +100,7 @@ def plain_activation(module: nn.Module) -> int | None:
         return None
     from engine.model.kernels.activation import activation_number
 
-    return activation_number(module.act_fn)
+    return activation_number(cast(nn.Module, module.act_fn))
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -160,16 +165,14 @@ class _Pairs:
 Batch = Sequence[tuple[int, ExpertWeights]]
 
 
-def _batch_by_torch(
-    module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor
-) -> None:
+def _batch_by_torch(module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     for expert, weights in batch:
         chosen = torch.from_numpy(pairs.of(expert))
         tokens = chosen // pairs.top_k
         rows[chosen] = expert_forward(module, weights.tensors, x[tokens])
 
 
-def expert_forward(module: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """One expert of any family on the seam: [rows, width] -> [rows, width], fp32."""
     multiply = upcast.linear_transposed if getattr(module, "is_transposed", False) else upcast.linear
     gated = getattr(module, "has_gate", True)
@@ -192,9 +195,7 @@ def _kernel_reads(tensors: dict[str, torch.Tensor]) -> bool:
     return has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
 
 
-def _batch_by_kernel(
-    plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor
-) -> None:
+def _batch_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     from engine.model.kernels.expert_mlp import expert_mlp
     from engine.model.kernels.storage import kernel_view
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from typing import Any
 
 import torch
 from transformers.cache_utils import (
@@ -49,7 +50,7 @@ class KvLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends [1, kv_heads, new, head_dim] and returns views of everything up to now.
 
@@ -108,6 +109,7 @@ class KvCache(Cache):
             else (DYNAMIC_LAYER_TYPE_MAPPING[name], extra)
             for name, extra in zip(types, arguments, strict=False)
         ]
+        self.layers: list[Any]
         super().__init__(layers=[make(**extra) for make, extra in self._fresh_layers])
         self.context_length = context_length
 
@@ -182,7 +184,7 @@ def _lazily_touched(*shape: int) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.float32).view(shape)
 
 
-def _layer_bytes(layer) -> int:
+def _layer_bytes(layer: object) -> int:
     if isinstance(layer, KvLayer):
         return layer.nbytes
     states = [getattr(layer, "keys", None), getattr(layer, "values", None)]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.model.experts import number_of_experts
+
 
 @dataclass(frozen=True)
 class ResidentExpert:
@@ -30,7 +32,7 @@ class ResidentLease:
     def __enter__(self) -> ResidentLease:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._experts = []
 
     def next_batch(self) -> list[tuple[int, ResidentExpert]]:
@@ -43,7 +45,7 @@ class ResidentExperts:
 
     def __init__(self, experts_modules: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
         self._layers = [
-            [_resident(module, expert, dtype) for expert in range(int(module.num_experts))]
+            [_resident(module, expert, dtype) for expert in range(number_of_experts(module))]
             for module in experts_modules
         ]
 
@@ -56,9 +58,7 @@ class ResidentExperts:
 
 def find_experts(model: nn.Module) -> tuple[nn.Module, ...]:
     """The model's experts modules in forward order: those that transformers dispatches through its seam."""
-    return tuple(
-        m for name, m in model.named_modules() if name.endswith("experts") and hasattr(m, "has_gate")
-    )
+    return tuple(m for name, m in model.named_modules() if name.endswith("experts") and hasattr(m, "has_gate"))
 
 
 def _resident(module: nn.Module, expert: int, dtype: torch.dtype | None) -> ResidentExpert:

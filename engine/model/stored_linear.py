@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -43,9 +45,7 @@ class StoredLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        shape = (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{shape}, stored={self.weight.dtype}"
 
 
@@ -72,7 +72,7 @@ class StoredEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, stored={self.weight.dtype}"
 
 
-def _matvec_for(weight: torch.Tensor):
+def _matvec_for(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """A function x [rows, in] -> [rows, out] for few rows, or None where torch has to compute."""
     if weight.device.type != "cpu" or not weight.is_contiguous() or not kernels.available():
         return None

@@ -45,9 +45,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return result if bias is None else result.add_(bias)
 
 
-def linear_transposed(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight + bias in fp32; x [rows, in], weight [in, out] in any storage dtype, bias fp32 [out]."""
     in_features, out_features = weight.shape
     rows_per_piece = max(1, PIECE_BYTES // (4 * out_features))

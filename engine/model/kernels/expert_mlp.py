@@ -1,5 +1,6 @@
 """Gated experts for a few rows: gate and up, activation, down, straight from the slots' stored bytes."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
 from numba import carray, njit, prange
@@ -23,9 +24,7 @@ def expert_mlp(addresses, gate_up_offset, down_offset, stored, activation, x, to
     for i in prange(pairs * intermediate):
         pair = i // intermediate
         row = i - pair * intermediate
-        gate_up = carray(
-            pointer_at(addresses[pair] + gate_up_offset), (2 * intermediate, width), stored.dtype
-        )
+        gate_up = carray(pointer_at(addresses[pair] + gate_up_offset), (2 * intermediate, width), stored.dtype)
         token = x[tokens[pair]]
         up = dot(gate_up[intermediate + row], token)
         hidden[pair, row] = activate(activation, dot(gate_up[row], token)) * up

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -38,9 +39,7 @@ def unavailable_reason() -> str | None:
         return f"The compiled kernels cannot run on this machine ({error}); PyTorch computes instead."
     layer = numba.threading_layer()
     if layer != "omp":
-        return (
-            f"The compiled kernels need OpenMP threads, but only '{layer}' started; PyTorch computes instead."
-        )
+        return f"The compiled kernels need OpenMP threads, but only '{layer}' started; PyTorch computes instead."
     return None
 
 
@@ -59,15 +58,13 @@ def cache_folder() -> Path:
     try:
         preferred.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return (
-            Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
-        )
+        return Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
     if os.access(preferred, os.W_OK):
         return preferred
     return Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
 
 
-def _configure(numba) -> None:
+def _configure(numba: ModuleType) -> None:
     """Settings that numba reads when functions are declared and when its threads start."""
     threads = max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
     settings = {
@@ -92,10 +89,7 @@ def _share_torch_openmp() -> None:
     if spec is None or spec.origin is None:
         return
     content = Path(spec.origin).read_bytes()
-    if (
-        content.count(_SYSTEM_NAME) != 1
-        or not (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists()
-    ):
+    if content.count(_SYSTEM_NAME) != 1 or not (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists():
         return
     copy = cache_folder() / Path(spec.origin).name
     if not copy.exists() or copy.stat().st_size != len(content):

@@ -1,0 +1,271 @@
+"""The decoding fast path: one token through a Llama-like MoE model with a few compiled calls per layer.
+
+transformers' own forward spends more time in Python and small operators than in reading the weights of a small
+model. The same numbers come from here, up to the order of summation; `unsupported_reason` names what it can do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.model.experts import Batch, ExpertProvider, ExpertWeights, expert_forward, plain_activation
+from engine.model.fast_support import family_of, is_moe, sliding_window, unsupported_reason
+from engine.model.kv_cache import KvCache, KvLayer
+
+
+class FastDecoder:
+    """Decodes single tokens against `kv`, which transformers' forward may have filled with the prompt.
+
+    Not thread-safe; `kv` and the model must not be run elsewhere during a step.
+    """
+
+    @staticmethod
+    def supports(model: Any) -> str | None:
+        """None when this model is supported, else the reason in words."""
+        return unsupported_reason(model)
+
+    def __init__(self, model: Any, kv: KvCache, provider: ExpertProvider) -> None:
+        reason = unsupported_reason(model)
+        if reason is not None:
+            raise ValueError(reason)
+        from engine.model.kernels.storage import kernel_view
+
+        self._kv = kv
+        self._embedding = model.model.embed_tokens.weight.detach()
+        self._rotary = _Rotary(model.model.rotary_emb)
+        self._residual = np.empty(model.config.hidden_size, np.float32)
+        self._last_x = np.empty((1, model.config.hidden_size), np.float32)
+        attention_scratch = _AttentionScratch(model, kv.context_length)
+        self._layers: list[tuple[_Attention, _Moe | _DenseMlp]] = []
+        moe_layers = 0
+        for number, layer in enumerate(model.model.layers):
+            mlp: _Moe | _DenseMlp
+            if is_moe(layer):
+                mlp = _Moe(model, layer, moe_layers, provider)
+                moe_layers += 1
+            else:
+                mlp = _DenseMlp(layer)
+            self._layers.append((_Attention(model, number, kv.layers[number], attention_scratch), mlp))
+        self._norm = model.model.norm
+        self._norm_weight = _fp32(model.model.norm.weight)
+        self._head = kernel_view(model.lm_head.weight)
+        self._head_bias = None if model.lm_head.bias is None else _fp32(model.lm_head.bias)
+        self._logits = np.empty((1, self._head.shape[0]), np.float32)
+
+    def step(self, token_id: int) -> np.ndarray:
+        """Logits [vocabulary] float32 after `token_id` at the next position; the buffer is reused by the next call.
+
+        Raises ContextFull when the cache has no room, and whatever the provider raises; the cache is then as before.
+        """
+        from engine.model.kernels.attention import rms_norm
+        from engine.model.kernels.matvec import matvec
+
+        self._kv.require_room(1)
+        position = self._kv.length
+        cos, sin = self._rotary.at(position)
+        residual = self._residual
+        residual[:] = self._embedding[token_id].float().numpy()
+        for attention, mlp in self._layers:
+            attention.add_to(residual, position, cos, sin)
+            mlp.add_to(residual)
+        for layer in self._kv.layers:
+            layer.length = position + 1
+        rms_norm(residual, self._norm_weight, self._norm.variance_epsilon, self._last_x[0])
+        matvec(self._head, self._last_x, self._logits)
+        if self._head_bias is not None:
+            self._logits += self._head_bias
+        return self._logits[0]
+
+
+class _Rotary:
+    """Cosines and sines from the model's own module, a block of positions at a time."""
+
+    BLOCK = 64
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._first = -1
+        self._cos = self._sin = np.empty((0, 0), np.float32)
+
+    def at(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        first = position - position % self.BLOCK
+        if first != self._first:
+            positions = torch.arange(first, first + self.BLOCK)[None]
+            cos, sin = self._module(torch.empty(1, dtype=torch.float32), positions)
+            self._cos, self._sin, self._first = cos[0].numpy(), sin[0].numpy(), first
+        return self._cos[position - first], self._sin[position - first]
+
+
+class _AttentionScratch:
+    """Buffers that all layers' attention shares, in the order of the kernel's last arguments."""
+
+    def __init__(self, model: Any, context_length: int) -> None:
+        from engine.model.kernels.attention import CHUNK
+
+        heads, head_dim = model.config.num_attention_heads, model.model.layers[0].self_attn.head_dim
+        chunks = -(-context_length // CHUNK)
+        shapes = [
+            (model.config.hidden_size,),  # x
+            (heads, head_dim),  # query
+            (heads, head_dim),  # attended
+            (heads, context_length),  # scores
+            (heads, chunks),  # largest
+            (heads, chunks),  # totals
+            (heads, chunks, head_dim),  # outputs
+        ]
+        self.buffers = tuple(np.zeros(shape, np.float32) for shape in shapes)
+
+
+class _Attention:
+    """One decoder layer's attention block."""
+
+    def __init__(self, model: Any, number: int, kv_layer: KvLayer, scratch: _AttentionScratch) -> None:
+        from engine.model.kernels.attention import attention_block
+        from engine.model.kernels.storage import kernel_view
+
+        layer = model.model.layers[number]
+        attention, norm = layer.self_attn, layer.input_layernorm
+        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        kv_heads = linears[1].weight.shape[0] // attention.head_dim
+        if not kv_layer.is_initialized:
+            kv_layer.allocate(kv_heads, attention.head_dim, attention.head_dim)
+        family = family_of(model)
+        assert family is not None
+        window = sliding_window(model, family, number)
+        self._kernel = attention_block
+        self._scratch = scratch.buffers
+        self._weights = (
+            _fp32(norm.weight),
+            norm.variance_epsilon,
+            *(kernel_view(linear.weight) for linear in linears),
+            *(_fp32(linear.bias) for linear in linears),
+            *(_fp32(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
+            np.float32(attention.scaling),
+            kv_layer.context_length if window is None else window,
+            kv_layer.keys[0].numpy(),
+            kv_layer.values[0].numpy(),
+        )
+
+    def add_to(self, residual: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray) -> None:
+        self._kernel(*self._weights, position, cos, sin, residual, *self._scratch)
+
+
+class _Moe:
+    """One decoder layer's norm, router and experts, and the shared expert where there is one."""
+
+    def __init__(self, model: Any, layer: Any, ordinal: int, provider: ExpertProvider) -> None:
+        family = family_of(model)
+        assert family is not None
+        block = layer.mlp
+        norm, router = layer.post_attention_layernorm, block.gate
+        self._experts_module, self._provider, self._ordinal = block.experts, provider, ordinal
+        self._activation = plain_activation(block.experts)
+        self._route_weights = (
+            _fp32(norm.weight),
+            norm.variance_epsilon,
+            _fp32(router.weight),
+            bool(family.always_renormalise or router.norm_topk_prob),
+        )
+        width, top_k = model.config.hidden_size, router.top_k
+        self._x = np.empty((1, width), np.float32)
+        self._probabilities = np.empty(router.weight.shape[0], np.float32)
+        self._ids = np.empty(top_k, np.int64)
+        self._weights = np.empty(top_k, np.float32)
+        self._addresses = np.empty(top_k, np.int64)
+        self._rows_of_batch = np.empty(top_k, np.int64)
+        self._no_tokens = np.zeros(top_k, np.int64)  # every pair belongs to token 0
+        self._outputs = np.empty((top_k, width), np.float32)
+        self._index_tensor = torch.from_numpy(self._ids)[None]
+        self._weight_tensor = torch.from_numpy(self._weights)[None]
+        self._layout: _SlotLayout | None = None
+        self._shared = _SharedExpert(block, self._x) if hasattr(block, "shared_expert") else None
+
+    def add_to(self, residual: np.ndarray) -> None:
+        from engine.model.kernels.routing import add_experts, route
+
+        route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
+        self._provider.observe(self._ordinal, self._index_tensor, self._weight_tensor)
+        ids = self._ids.tolist()
+        with self._provider.acquire(self._ordinal, ids) as lease:
+            while batch := lease.next_batch():
+                self._compute(batch, ids)
+        add_experts(residual, self._outputs, self._weights)
+        if self._shared is not None:
+            residual += self._shared.output()
+
+    def _compute(self, batch: Batch, ids: list[int]) -> None:
+        layout = self._layout or self._remember_layout(batch[0][1])
+        if layout.stored is None:
+            x = torch.from_numpy(self._x)
+            for expert, weights in batch:
+                output = expert_forward(self._experts_module, weights.tensors, x)
+                self._outputs[ids.index(expert)] = output[0].numpy()
+            return
+        for i, (expert, weights) in enumerate(batch):
+            self._addresses[i] = weights.address
+            self._rows_of_batch[i] = ids.index(expert)
+        layout.kernel(
+            self._addresses[: len(batch)],
+            layout.gate_up_offset,
+            layout.down_offset,
+            layout.stored,
+            self._activation,
+            self._x,
+            self._no_tokens,
+            self._rows_of_batch,
+            layout.hidden,
+            self._outputs,
+        )
+
+    def _remember_layout(self, weights: ExpertWeights) -> _SlotLayout:
+        self._layout = _SlotLayout(weights, len(self._ids))
+        return self._layout
+
+
+class _SlotLayout:
+    """Where a layer's parameters lie within a slot: the same for all of its experts."""
+
+    def __init__(self, weights: ExpertWeights, top_k: int) -> None:
+        from engine.model.kernels.expert_mlp import expert_mlp
+        from engine.model.kernels.storage import has_kernel_dtype, kernel_view
+
+        gate_up, down = weights.tensors["gate_up_proj"], weights.tensors["down_proj"]
+        readable = has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
+        self.kernel = expert_mlp
+        self.stored = np.empty(0, kernel_view(down[:0]).dtype) if readable else None
+        self.gate_up_offset = gate_up.data_ptr() - weights.address
+        self.down_offset = down.data_ptr() - weights.address
+        self.hidden = np.empty((top_k, down.shape[1]), np.float32)
+
+
+class _SharedExpert:
+    """Qwen2's expert for every token, scaled by a gate of its own; reads the same normalised input."""
+
+    def __init__(self, block: Any, x: np.ndarray) -> None:
+        self._block = block
+        self._x = torch.from_numpy(x)
+
+    @torch.no_grad()
+    def output(self) -> np.ndarray:
+        gate = torch.sigmoid(self._block.shared_expert_gate(self._x))
+        return (gate * self._block.shared_expert(self._x))[0].numpy()
+
+
+class _DenseMlp:
+    """A decoder layer without experts, in a family that mixes both kinds."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    @torch.no_grad()
+    def add_to(self, residual: np.ndarray) -> None:
+        x = self._layer.post_attention_layernorm(torch.from_numpy(residual)[None])
+        residual += self._layer.mlp(x)[0].numpy()
+
+
+def _fp32(weight: torch.Tensor | None) -> np.ndarray:
+    """A small weight as a float32 array; of size 0 where there is none."""
+    return np.empty(0, np.float32) if weight is None else weight.detach().float().contiguous().numpy()
