@@ -10,9 +10,11 @@ from launcher.torch_build import ask_pip, choose_torch_build, has_nvidia_card, t
 # The first pip that reports its progress to other programs is 24.1; this one also resumes broken downloads.
 PIP = "pip==26.2.1"
 SHOW_PROGRESS = ("--progress-bar", "raw")
+# Modules are compiled when first used: compiling all of them would take a minute of the installation.
+QUICKLY = (*SHOW_PROGRESS, "--no-compile")
 
 # Everything but torch and its libraries, measured with the pinned versions on Linux.
-OTHERS_DOWNLOAD_BYTES, OTHERS_DISK_BYTES = 400_000_000, 1_000_000_000
+OTHERS_DOWNLOAD_BYTES, OTHERS_DISK_BYTES = 300_000_000, 1_000_000_000
 TESTS_DOWNLOAD_BYTES, TESTS_DISK_BYTES = 100_000_000, 300_000_000
 
 
@@ -25,7 +27,7 @@ def program_group(root: Path) -> RequirementGroup:
 def test_group(root: Path) -> RequirementGroup:
     """What `launch.py test` needs beyond it."""
     path = root / "requirements-test.txt"
-    steps = ((*SHOW_PROGRESS, "-r", str(path)),)
+    steps = ((*QUICKLY, "-r", str(path)),)
     plan = InstallPlan("the test tools", steps, TESTS_DOWNLOAD_BYTES, TESTS_DISK_BYTES)
     return RequirementGroup("test", (path,), lambda environment: plan)
 
@@ -37,10 +39,10 @@ def _program_plan(requirements: Path, model_requirements: Path) -> Callable[[Env
         surroundings = installer_environment(environment.temporary_dir)
         torch = torch_requirement(requirements)
         build = choose_torch_build(ask_pip(environment.pip, torch, surroundings), has_nvidia_card())
-        steps: list[tuple[str, ...]] = [(*SHOW_PROGRESS, "-r", str(requirements))]
+        steps: list[tuple[str, ...]] = [(*QUICKLY, "-r", str(requirements))]
         if build.pip_options:
-            steps.insert(0, (*SHOW_PROGRESS, *build.pip_options, "--no-deps", torch))
-        steps.append((*SHOW_PROGRESS, "--no-deps", "-r", str(model_requirements)))
+            steps.insert(0, (*QUICKLY, *build.pip_options, "--no-deps", torch))
+        steps.append((*QUICKLY, "--no-deps", "-r", str(model_requirements)))
         return InstallPlan(
             f"{build.words} and the other packages",
             tuple(steps),
