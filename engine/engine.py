@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from engine.cache.expert_cache import ExpertCache
@@ -153,6 +154,13 @@ class Engine:
         if self._busy.locked():
             raise _busy_error()
         return self._events(prompt, max_new_tokens, settings, TextStream(self.tokenizer, stop))
+
+    def logits(self, prompt: Sequence[int]) -> torch.Tensor:
+        """fp32 logits [vocab] after `prompt`, for measuring; raises what `generate_ids` raises."""
+        self._check_prompt(prompt, 1)
+        with self._one_answer(), self._gate.step():
+            self._sequence.keep_common_start(prompt)
+            return [self._sequence.prefill(chunk) for chunk in self._sequence.chunks(prompt)][-1].clone()
 
     def cancel(self) -> None:
         """Ends the answer in progress after its current token or prefill pass."""

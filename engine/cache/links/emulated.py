@@ -37,7 +37,7 @@ class EmulatedSpeed:
                 'Write it like "emulated:2.5GBps" or "emulated:2.5GBps+20us".',
             )
         unit = 1e9 if match["unit"] == "G" else 1e6
-        return cls(float(match["rate"]) * unit, float(match["latency"] or 0) * 1e-6)
+        return cls(float(match["rate"]) * unit, float(match["latency"] or 0) / 1e6)
 
 
 class EmulatedLink(Link):

@@ -1,0 +1,96 @@
+"""Policies against the smallest correct versions of themselves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, make_policy
+from engine.cache.residency import Residency
+from engine.checkpoint.expert_key import ExpertKey
+from engine.errors import InvalidSetting
+
+LAYERS, EXPERTS = 3, 4
+keys = st.builds(ExpertKey, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
+
+
+def misses(policy: EvictionPolicy, uses: list[ExpertKey], slots: int) -> list[ExpertKey]:
+    """Replays one activation at a time through the real slot accounting."""
+    residency = Residency(policy)
+    residency.add_slots(list(range(slots)))
+    missed = []
+    for key in uses:
+        policy.used(key)
+        if residency.slot(key) is None:
+            missed.append(key)
+            assert residency.reserve(key) is not None
+            residency.publish(key)
+        policy.step_ended()
+        residency.check()
+    return missed
+
+
+def naive_lru(uses: list[ExpertKey], slots: int) -> list[ExpertKey]:
+    held: list[ExpertKey] = []
+    missed = []
+    for key in uses:
+        if key in held:
+            held.remove(key)
+        else:
+            missed.append(key)
+            del held[: max(0, len(held) - slots + 1)]
+        held.append(key)
+    return missed
+
+
+@given(st.lists(keys, max_size=60), st.integers(1, 8))
+def test_lru_equals_the_naive_one(uses, slots):
+    assert misses(LRU(), uses, slots) == naive_lru(uses, slots)
+
+
+@given(st.lists(keys, max_size=60), st.integers(1, 4))
+def test_layer_lru_equals_one_naive_lru_per_layer(uses, per_layer):
+    expected = [naive_lru([key for key in uses if key.layer == layer], per_layer) for layer in range(LAYERS)]
+    missed = misses(LayerLRU(LAYERS), uses, per_layer * LAYERS)
+    warm = [key for key in missed if len({k for k in uses if k.layer == key.layer}) <= per_layer]
+    assert sorted(warm) == sorted(set(warm))  # a layer whose experts fit its share misses each of them once
+    if all(len({key for key in uses if key.layer == layer}) >= per_layer for layer in range(LAYERS)):
+        assert len(missed) <= sum(map(len, expected)) + per_layer * LAYERS
+
+
+@given(st.lists(keys, max_size=60), st.integers(1, 8))
+def test_belady_never_misses_more_than_the_others(uses, slots):
+    bound = len(misses(Belady([key] for key in uses), uses, slots))
+    for policy in (LRU(), LayerLRU(LAYERS), DecayedLFU(half_life_steps=4)):
+        assert bound <= len(misses(policy, uses, slots))
+
+
+def test_lfu_keeps_the_favourite_and_forgets_an_old_one():
+    favourite, rival = ExpertKey(0, 0), ExpertKey(0, 1)
+    passing = [ExpertKey(1, expert) for expert in range(EXPERTS)]
+    policy = DecayedLFU(half_life_steps=8)
+    assert misses(policy, [favourite] * 5 + passing + [favourite], slots=2).count(favourite) == 1
+    policy.inserted(rival)
+    policy.used(rival)
+    assert policy.victim(blocked=passing, incoming=None) == rival
+    for _ in range(100):
+        policy.step_ended()
+    policy.used(rival)
+    assert policy.victim(blocked=passing, incoming=None) == favourite
+
+
+def test_a_global_lru_hits_nothing_when_slots_are_fewer_than_a_token_needs():
+    """The cyclic scan of decoding; equal shares per layer do hit (the reason for having both)."""
+    token = [ExpertKey(layer, 0) for layer in range(LAYERS)]
+    wandering = [ExpertKey(layer, 1 + step % 2) for step in range(8) for layer in range(LAYERS)]
+    uses = [key for step in range(8) for key in token + wandering[step * LAYERS : (step + 1) * LAYERS]]
+    assert len(misses(LRU(), uses, slots=LAYERS)) == len(uses)
+    same = [key for _ in range(8) for key in token]
+    assert len(misses(LRU(), same, slots=LAYERS - 1)) == len(same)
+    assert len(misses(LayerLRU(LAYERS), same, slots=LAYERS)) == LAYERS
+
+
+def test_an_unknown_policy_is_named_with_the_known_ones():
+    with pytest.raises(InvalidSetting, match="lru-per-layer"):
+        make_policy("random", LAYERS)
