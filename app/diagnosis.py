@@ -92,7 +92,6 @@ def _examine_model(found: Diagnosis, settings: Settings) -> Path | None:
 
 
 def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
-    from engine.cache.links import check_link
     from engine.cache.policies import DEFAULT_POLICY, make_policy
     from engine.checkpoint.catalog import describe_model
     from engine.checkpoint.expert_index import ExpertIndex

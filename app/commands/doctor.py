@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy
+from app.commands.options import Budget, ContextLength, Device, Model, Policy
 from app.terminal import FAILED, AsJson, command, present
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ def doctor(
     model: Model = None,
     budget: Budget = None,
     policy: Policy = None,
-    link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -32,7 +31,6 @@ def doctor(
             "model": model,
             "budget": budget,
             "policy": policy,
-            "link": link,
             "context_length": context_length,
             "device": device,
         }
@@ -100,5 +98,6 @@ def _plan_rows(found: Diagnosis) -> list[tuple[str, str]]:
     for name in ("dense", "kv", "workspace", "experts", "total"):
         rows.append((name, format_bytes(plan[f"near_bytes_{name}"])))
     rows.append(("experts held", f"{plan['slots']} of {plan['experts_total']} ({plan['expert_share']:.0%})"))
-    rows.append(("saved", f"{plan['memory_saving']:.0%} of the model's size"))
+    if plan["memory_saving"] > 0:
+        rows.append(("saved", f"{plan['memory_saving']:.0%} of the model's size"))
     return rows

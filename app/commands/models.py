@@ -63,7 +63,8 @@ def _show(scan: Scan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "architecture", "size", "experts", "per token", "one expert", "where")
+    table = Table("name", "architecture", "size", "experts", "per token", "one expert")
+    table.add_column("where", overflow="fold")
     for model in scan[0]:
         table.add_row(*_row(model))
     console = Console()

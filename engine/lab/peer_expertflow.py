@@ -1,0 +1,54 @@
+"""Contender: this engine, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from engine.lab.contender import serve
+
+
+class ExpertFlow:
+    """Greedy answers of `Engine`."""
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Settings: `path`, `threads`, `budget`, `link`, `context_length`."""
+        import torch
+
+        from engine import Engine
+
+        torch.set_num_threads(request["threads"])
+        begin = time.perf_counter()
+        self.engine = Engine.load(
+            request["path"],
+            budget=request["budget"],
+            link=request["link"],
+            context_length=request["context_length"],
+        )
+        return {
+            "load_seconds": time.perf_counter() - begin,
+            "threads": torch.get_num_threads(),
+            "near_bytes_total": self.engine.plan.near_bytes_total,
+            "slots": self.engine.plan.slots,
+            "fast_path": self.engine.snapshot().fast_path,
+        }
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See `Contender.answer`; adds what the cache did. What is not prefill counts as decoding."""
+        before = self.engine.stats()
+        begin = time.perf_counter()
+        ids = self.engine.generate_ids(request["ids"], max_new_tokens=request["new_tokens"], temperature=0.0)
+        seconds = time.perf_counter() - begin
+        change = self.engine.stats() - before
+        return {
+            "ids": ids,
+            "prefill_seconds": change.prefill_seconds,
+            "decode_seconds": seconds - change.prefill_seconds,
+            "hit_rate": change.hit_rate,
+            "stall_seconds": change.stall_seconds,
+            "bytes_total": change.bytes_total,
+        }
+
+
+if __name__ == "__main__":
+    serve(ExpertFlow())
