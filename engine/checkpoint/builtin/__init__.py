@@ -1,0 +1,80 @@
+"""The built-in model: real text and real routing, nothing to download; carved out of a packaged dense model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from engine.checkpoint.builtin.builder import BUILDING_PREFIX, Progress, build
+from engine.checkpoint.builtin.dense import DenseWeights, dense_gguf_path
+from engine.checkpoint.builtin.manifest import matches_manifest
+from engine.checkpoint.builtin.recipe import load_recipe
+from engine.errors import BuildFailed
+from engine.paths import models_dir
+
+__all__ = ["BUILTIN_NAME", "builtin_path", "ensure_builtin", "is_complete"]
+
+BUILTIN_NAME = "demo"
+LOCK_NAME = f".{BUILTIN_NAME}.lock"
+LOCK_POLL_SECONDS = 0.5
+
+
+def builtin_path() -> Path:
+    """Where this version's built-in model is, or will be: its name tells the recipe."""
+    return models_dir() / f"{BUILTIN_NAME}-{load_recipe().identity}"
+
+
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` is a finished build: its files are all there, neither truncated nor unwritten."""
+    return matches_manifest(path)
+
+
+def ensure_builtin(on_progress: Progress | None = None) -> Path:
+    """The folder of the built-in model, built first if it is missing, damaged or made by another recipe.
+
+    ``on_progress(stage, done, total)`` counts bytes, or is (stage, 0, 0) for a step without a measure. Raises
+    BuildFailed (parts are missing, the folder is not writable) and DiskFull.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    target = builtin_path()
+    if is_complete(target):
+        return target
+    dense_gguf_path()  # raises before anything is removed
+    lock = _locked(target.parent, report)
+    try:
+        if not is_complete(target):
+            _remove_replaced(target, report)
+            build(target, load_recipe(), DenseWeights(), report)
+    finally:
+        lock.release()
+    return target
+
+
+def _locked(folder: Path, report: Progress) -> FileLock:
+    """The only builder on this machine holds this; a killed one loses it."""
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report("waiting for another process that is building the built-in model", 0, 0)
+            lock.acquire(poll_interval=LOCK_POLL_SECONDS)
+    except OSError as error:
+        raise BuildFailed(
+            f"the folder for models, {folder}, cannot be written: {error.strerror or error}",
+            "make it writable, or set EXPERTFLOW_HOME to another folder",
+        ) from error
+    return lock
+
+
+def _remove_replaced(target: Path, report: Progress) -> None:
+    """Clear what a killed build left, a damaged build, and builds by other recipes: none is of use here."""
+    for path in target.parent.glob(f"{BUILDING_PREFIX}{BUILTIN_NAME}-*"):
+        shutil.rmtree(path)
+    for path in target.parent.glob(f"{BUILTIN_NAME}-v*"):
+        reason = "it is damaged" if path == target else "another version of this program made it"
+        report(f"replacing the built-in model {path.name}: {reason}", 0, 0)
+        shutil.rmtree(path)
