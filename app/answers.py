@@ -120,7 +120,7 @@ class Answers:
             stats = _answer_stats(live, engine, before)
         except EngineError as error:
             reason, stats = FAILED, _error_stats(error)
-        except Exception as error:  # noqa: BLE001 - the chat has to say that its answer ended
+        except Exception as error:  # whatever it is, the chat has to say that its answer ended
             traceback.print_exc(file=sys.stderr)
             reason, stats = FAILED, _error_stats(_unforeseen(error))
         self._finish(live, reason, stats)

@@ -213,9 +213,8 @@ class ChatStore:
 
     def _append(self, chat_id: str, row: StoredMessage) -> Message:
         def work(session: Session) -> Message:
-            last = session.exec(
-                select(func.max(StoredMessage.position)).where(StoredMessage.chat_id == chat_id)
-            ).one()
+            _keep_chat(session, chat_id)
+            last = session.exec(select(func.max(StoredMessage.position)).where(StoredMessage.chat_id == chat_id)).one()
             fresh = StoredMessage(**{**row.model_dump(), "position": 0 if last is None else last + 1})
             session.add(fresh)
             if fresh.position == 0:
@@ -272,9 +271,7 @@ def _transact(database: Database, work: Callable[[Session], Result], commit: boo
 
 def _connect(path: Path | None) -> Database:
     if path is None:
-        database = create_engine(
-            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
+        database = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         database = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 5})
@@ -329,13 +326,19 @@ def _copy_readable(source: Database, target: Database) -> None:
 
 def _cut(session: Session, chat_id: str, position: int) -> None:
     session.exec(
-        delete(StoredMessage).where(
-            col(StoredMessage.chat_id) == chat_id, col(StoredMessage.position) >= position
-        )
+        delete(StoredMessage).where(col(StoredMessage.chat_id) == chat_id, col(StoredMessage.position) >= position)
     )
     chat = session.get(Chat, chat_id)
     if chat is not None:
         chat.first_position = min(chat.first_position, max(position - 1, 0))
+
+
+def _keep_chat(session: Session, chat_id: str) -> None:
+    """Makes the chat again where it was lost with its database: the page that shows it goes on writing to it."""
+    if session.get(Chat, chat_id) is None:
+        now = time.time()
+        session.add(Chat(id=chat_id, created_at=now, updated_at=now))
+        session.flush()
 
 
 def _touch(session: Session, chat_id: str) -> None:

@@ -35,7 +35,7 @@ class LoadState:
 
     @property
     def words(self) -> str:
-        """"Reading dense weights, 45 %"."""
+        """Such as "Reading dense weights, 45 %"."""
         if self.ready:
             return "Ready"
         if self.error:
@@ -100,7 +100,7 @@ class EngineHost:
             engine = self._load(**self.options, on_progress=self._on_progress)
         except EngineError as error:
             self._fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the page has to say it
+        except Exception as error:  # whatever it is, the page has to say it
             traceback.print_exc(file=sys.stderr)
             self._fail(_unforeseen(error))
         else:

@@ -48,7 +48,5 @@ async def _refuse(scope: Scope, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     body = b"This server answers pages of this machine only."
-    await send(
-        {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]}
-    )
+    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": body})

@@ -11,11 +11,12 @@ import webbrowser
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from app.settings import Settings, load_settings
+from app.settings import load_settings
 from engine.errors import InvalidSetting, PortInUse
 from engine.paths import data_dir
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
     from app.engine_host import Loader
@@ -51,9 +52,15 @@ def run(
     listener = listen(settings.host, settings.port)
     address = f"http://{settings.host}:{listener.getsockname()[1]}"
     print(f"{APPLICATION}: {address}  (Ctrl-C ends it)", flush=True)
-    program = _start_program(settings, load)
+    from app.program import Program
+
+    program = Program(settings, load)
     try:
-        _serve(program, listener, address if settings.open_browser else None)
+        server = make_server(program)
+        program.start()  # after the page's imports: two threads importing at once make both slower
+        if settings.open_browser:
+            _open_browser(address)
+        server.run(sockets=[listener])
     finally:
         program.close()
         listener.close()
@@ -128,29 +135,22 @@ def _silence_telemetry() -> None:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(data_dir() / "uploads"))
 
 
-def _start_program(settings: Settings, load: Loader | None) -> Program:
-    from app.program import Program
-
-    program = Program(settings, load)
-    program.start()
-    return program
-
-
-def _serve(program: Program, listener: socket.socket, browser_address: str | None) -> None:
+def make_server(program: Program) -> uvicorn.Server:
+    """The web server of `program`; `run(sockets=[listener])` serves until told to end."""
     import uvicorn
 
-    app = build_app(program)
     config = uvicorn.Config(
-        app,
+        build_app(program),
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = uvicorn.Server(config)
-    if browser_address:
-        threading.Thread(target=webbrowser.open, args=(browser_address,), daemon=True).start()
-    server.run(sockets=[listener])
+    return uvicorn.Server(config)
+
+
+def _open_browser(address: str) -> None:
+    threading.Thread(target=webbrowser.open, args=(address,), name="browser", daemon=True).start()
 
 
 def _port_in_use(host: str, port: int, error: OSError) -> PortInUse:

@@ -61,9 +61,7 @@ def wire(demo: gr.Blocks, controls: SamplingControls, preferences: Preferences) 
         except (ValidationError, ValueError, TypeError) as error:
             gr.Warning(f"This setting was not taken over: {_first_line(error)}. The previous value stays in use.")
 
-    demo.load(
-        lambda: to_controls(preferences.sampling), None, controls.all(), queue=False, show_progress="hidden"
-    )
+    demo.load(lambda: to_controls(preferences.sampling), None, controls.all(), queue=False, show_progress="hidden")
     gr.on(
         [control.input for control in controls.all()],
         keep,

@@ -35,7 +35,8 @@ class Budget:
         slider, label = self._parts.slider, self._parts.label
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         slider.input(self.preview, slider, label, trigger_mode="always_last", **quiet)
-        slider.release(self.apply, slider, [slider, label], trigger_mode="always_last", **quiet)
+        released = slider.release(self.announce, slider, label, trigger_mode="always_last", **quiet)
+        released.then(self.apply, slider, [slider, label], trigger_mode="always_last", **quiet)
         self._parts.auto.click(self.apply_auto, None, [slider, label], **quiet)
 
     def preview(self, percent: float) -> Any:
@@ -44,7 +45,17 @@ class Budget:
         if engine is None:
             return html.budget_waiting()
         try:
-            return html.budget_label(engine.plan_for(budget_of(percent)), pending=True)
+            return html.budget_label(engine.plan_for(budget_of(percent)), html.PREVIEW)
+        except EngineError as error:
+            return html.budget_error(error)
+
+    def announce(self, percent: float) -> Any:
+        """A resize waits for the token or prefill pass being computed: say so at once."""
+        engine = self._program.host.engine
+        if engine is None or not self._program.answers.current:
+            return gr.skip()
+        try:
+            return html.budget_label(engine.plan_for(budget_of(percent)), html.APPLYING)
         except EngineError as error:
             return html.budget_error(error)
 

@@ -177,5 +177,3 @@ class ChatEvents:
 
     def _nothing(self) -> Updates:
         return {self._parts.notice: gr.skip()}
-
-

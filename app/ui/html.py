@@ -10,6 +10,9 @@ from app.engine_host import LoadState
 from app.ui.plan_view import Plan, budget_words, invitation, total_words
 from engine.errors import EngineError
 
+PREVIEW = "Release to apply."
+APPLYING = "Applied as soon as the token being computed is done …"
+
 
 def notice(kind: str, title: str, words: str = "") -> str:
     """A box above the message field; `kind` is "error", "warning" or "info"."""
@@ -47,17 +50,17 @@ def header(model_name: str, details: str, pill: str, pill_kind: str) -> str:
     )
 
 
-def budget_label(plan: Plan, pending: bool = False, warnings: Sequence[str] = ()) -> str:
-    """What the slider's position means."""
+def budget_label(plan: Plan, hint: str = "", warnings: Sequence[str] = ()) -> str:
+    """What the slider's position means, and what to do or to expect next."""
     lines = [f"<b>{escape(budget_words(plan))}</b>", escape(total_words(plan))]
-    hint = "Release to apply." if pending else invitation(plan)
-    lines.append(f'<span class="quiet">{escape(hint)}</span>')
+    lines.append(f'<span class="quiet">{escape(hint or invitation(plan))}</span>')
     lines += [f'<span class="budget-warning">{escape(text)}</span>' for text in warnings]
     return f'<div class="budget-label">{"<br>".join(lines)}</div>'
 
 
 def budget_error(error: EngineError) -> str:
-    return f'<div class="budget-label"><b class="budget-warning">{escape(error.cause)}</b><br>{escape(error.remedy)}</div>'
+    cause = f'<b class="budget-warning">{escape(error.cause)}</b>'
+    return f'<div class="budget-label">{cause}<br>{escape(error.remedy)}</div>'
 
 
 def budget_waiting() -> str:
@@ -65,11 +68,16 @@ def budget_waiting() -> str:
 
 
 def budget_marks(found: Sequence[dict[str, Any]]) -> str:
-    """Ticks under the slider."""
+    """Ticks under the slider; the words at its ends stay inside."""
     ticks = "".join(
-        f'<span class="mark" style="left:{mark["percent"]}%">{escape(mark["label"])}</span>' for mark in found
+        f'<span class="mark {_end(mark["place"])}" style="left:{mark["place"]}%">{escape(mark["label"])}</span>'
+        for mark in found
     )
     return f'<div class="marks" aria-hidden="true">{ticks}</div>'
+
+
+def _end(place: float) -> str:
+    return "mark-first" if place < 8 else "mark-last" if place > 92 else ""
 
 
 def reasons(plan: Plan, notes: Sequence[str]) -> str:

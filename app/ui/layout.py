@@ -17,8 +17,8 @@ EXAMPLES = [
     {"text": "Write a Python function that reverses a string."},
 ]
 PLACEHOLDER = (
-    "<h2>Ask something</h2><p>The model runs on this machine. Watch on the right which experts it uses, "
-    "and move the memory slider while it answers.</p>"
+    "<h2>Ask something</h2><p>The model runs on this machine. Watch which experts it uses, and move the "
+    "memory slider while it answers.</p>"
 )
 
 
@@ -127,9 +127,7 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
             allow_tags=False,
             reasoning_tags=[("<think>", "</think>")],
         )
-        live = gr.Markdown(
-            "", elem_id="live", latex_delimiters=LATEX_DELIMITERS, line_breaks=True, show_label=False
-        )
+        live = gr.Markdown("", elem_id="live", latex_delimiters=LATEX_DELIMITERS, line_breaks=True, show_label=False)
         facts = gr.HTML("", elem_id="facts")
     with gr.Column(elem_id="below"):
         load_notice = gr.HTML("", elem_id="load-notice")
@@ -154,9 +152,7 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
             )
             send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=84)
             stop = gr.Button("Stop", visible=False, elem_id="stop", scale=0, min_width=84)
-        gr.HTML(
-            '<p class="keys">Enter sends · Shift+Enter new line · Esc stops · everything stays on this machine</p>'
-        )
+        gr.HTML('<p class="keys">Enter sends · Shift+Enter new line · Esc stops · everything stays on this machine</p>')
     return ChatParts(
         chat_id, stamp, new_chat, chat_list, earlier, chatbot, live, facts, load_notice, warnings, notice,
         again, drop_oldest, fresh_chat, load_again, message, send, stop,

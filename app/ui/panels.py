@@ -38,7 +38,7 @@ def tiles(snapshot: Any, samples: Sequence[Sample]) -> list[dict[str, str]]:
         _tile("Speed", _number(speed), "tokens/s", "newest tokens of the last answer"),
         _tile("First token", _number(first), "s", "from sending to the first word"),
         _tile("Hit rate", _percent(_hit_share(recent)), "%", _overall(stats, needed), "hit"),
-        _tile("Memory saved", *_split(bytes_in_words(saved)), f"{100 * max(plan.memory_saving, 0):.0f} % of the model"),
+        _tile("Memory saved", *_split(saved), f"{100 * max(plan.memory_saving, 0):.0f} % of the model"),
         _tile(
             "Context",
             f"{snapshot.context_used:,}",
@@ -159,8 +159,9 @@ def _overall(stats: dict[str, Any], needed: int) -> str:
     return f"of experts were ready; {100 * stats['hits'] / needed:.0f} % since loading"
 
 
-def _split(words: str) -> tuple[str, str]:
-    value, unit = words.split(" ")
+def _split(count: int) -> tuple[str, str]:
+    """Bytes as a number and its unit."""
+    value, unit = bytes_in_words(count).split(" ") if count else ("0", "GB")
     return value, unit
 
 

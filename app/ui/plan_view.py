@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
+MARKS_APART = 25  # of the track: nearer, the words of two marks would overlap
 KILO, MEGA, GIGA = 1e3, 1e6, 1e9
 
 
@@ -62,16 +63,17 @@ def everything_fits(plan: Plan) -> bool:
 
 
 def budget_words(plan: Plan) -> str:
-    """"240 of 480 experts stay in memory: 0.94 GB"."""
+    """Such as "50 %: 240 of 480 experts, 0.94 GB"."""
     slots = min(plan.slots, plan.experts_total)
-    return f"{slots} of {plan.experts_total} experts stay in memory: {bytes_in_words(plan.near_bytes_experts)}"
+    share = f"{percent_resident(plan):.0f} %"
+    return f"{share}: {slots} of {plan.experts_total} experts, {bytes_in_words(plan.near_bytes_experts)}"
 
 
 def total_words(plan: Plan) -> str:
     """What the model takes in all, against what it would take whole."""
     return (
-        f"{bytes_in_words(plan.near_bytes_total)} in all with dense layers, context and workspace; "
-        f"the whole model is {bytes_in_words(plan.model_bytes_total)}"
+        f"With dense layers, context and workspace {bytes_in_words(plan.near_bytes_total)}; "
+        f"the whole model is {bytes_in_words(plan.model_bytes_total)}."
     )
 
 
@@ -83,8 +85,11 @@ def invitation(plan: Plan) -> str:
 
 
 def marks(plan: Plan, auto_percent: float | None) -> list[dict[str, Any]]:
-    """Marks under the slider: label and percent."""
-    found = [{"label": "minimum", "percent": minimum_percent(plan)}]
-    if auto_percent is not None:
-        found.append({"label": "auto", "percent": round(auto_percent)})
-    return found
+    """Marks under the slider: label and place (0-100) along its track, which begins at the minimum."""
+    lowest = minimum_percent(plan)
+    if auto_percent is None:
+        return [{"label": "minimum", "place": 0}]
+    place = 100 * (round(auto_percent) - lowest) / max(100 - lowest, 1)
+    if place < MARKS_APART:
+        return [{"label": "minimum, auto", "place": 0}]
+    return [{"label": "minimum", "place": 0}, {"label": "auto", "place": round(place, 1)}]

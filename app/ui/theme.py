@@ -11,15 +11,15 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def theme() -> gr.themes.Base:
-    """Neutral greys and one teal; IBM Plex comes with Gradio."""
+    """Neutral greys and one teal; IBM Plex comes with Gradio (its SemiBold file there lacks Latin letters)."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         secondary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.stone,
         radius_size=gr.themes.sizes.radius_md,
         text_size=gr.themes.sizes.text_md,
-        font=(LocalFont("IBM Plex Sans", weights=(400, 600, 700)), Font("system-ui"), Font("sans-serif")),
-        font_mono=(LocalFont("IBM Plex Mono"), Font("ui-monospace"), Font("monospace")),
+        font=(LocalFont("IBM Plex Sans", weights=(400, 700)), Font("system-ui"), Font("sans-serif")),
+        font_mono=(LocalFont("IBM Plex Mono", weights=(400, 700)), Font("ui-monospace"), Font("monospace")),
     )
 
 

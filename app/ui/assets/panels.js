@@ -73,7 +73,7 @@ const drawMemory = (memory) => {
   const left = { key: "outside", label: "Left outside", bytes: memory.left_out_bytes, words: memory.left_out_words };
   const model = memory.left_out_bytes > 0 ? [...memory.owners, left] : memory.owners;
   const title = make("p", "bar-title");
-  title.append(make("span", "", "This model"), make("b", "", `${memory.total_words} in memory of ${memory.model_words}`));
+  title.append(make("span", "", "This model"), make("b", "", `${memory.total_words} in memory, ${memory.model_words} on disk`));
   const machineTitle = make("p", "bar-title");
   machineTitle.append(make("span", "", memory.machine_name), make("b", "", memory.machine_words));
   memoryBox.replaceChildren(
@@ -83,8 +83,9 @@ const drawMemory = (memory) => {
 };
 
 // -- stacked columns over time
-const WIDTH = 120, HEIGHT = 44;
+const HEIGHT = 44, FEWEST_COLUMNS = 40;
 const chart = (rows, kinds, top, label) => {
+  const WIDTH = Math.max(FEWEST_COLUMNS, rows.length);
   const picture = svgNode("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "chart", role: "img", "aria-label": label });
   const base = new Array(rows.length).fill(0);
   for (const kind of kinds) {
@@ -108,7 +109,7 @@ const axis = (from, to) => {
 };
 const span = (rows) => {
   const seconds = Math.round(rows.reduce((sum, row) => sum + row.seconds, 0));
-  return seconds > 90 ? `${Math.round(seconds / 60)} minutes of answering ago` : `${seconds} s of answering ago`;
+  return seconds > 90 ? `the last ${Math.round(seconds / 60)} minutes of answering` : `the last ${seconds} s of answering`;
 };
 const inWords = (bytes) => bytes >= 1e9 ? (bytes / 1e9).toFixed(1) + " GB" : bytes >= 1e6 ? Math.round(bytes / 1e6) + " MB" : Math.round(bytes / 1e3) + " kB";
 
@@ -162,12 +163,12 @@ const drawHeat = () => {
   pen.scale(scale, scale);
   const gap = width / heat.experts > 5 ? 1 : 0;
   const shades = [["absent-weak", "absent-strong"], ["late", "late"], ["resident-weak", "resident-strong"]].map((pair) => pair.map(colour));
-  const most = Math.log1p(Math.max(1, ...heat.uses));
+  const most = Math.max(1, ...heat.uses);
   for (let layer = 0; layer < heat.layers; layer++)
     for (let expert = 0; expert < heat.experts; expert++) {
       const index = layer * heat.experts + expert;
       const [weak, strong] = shades[heat.states[index]];
-      pen.fillStyle = mix(weak, strong, Math.log1p(heat.uses[index]) / most);
+      pen.fillStyle = mix(weak, strong, Math.sqrt(heat.uses[index] / most));
       const left = Math.round((expert * width) / heat.experts), right = Math.round(((expert + 1) * width) / heat.experts);
       pen.fillRect(left, layer * rowHeight, right - left - gap, rowHeight - (rowHeight > 3 ? 1 : 0));
     }

@@ -1,0 +1,36 @@
+"""Programs and pages on a scripted engine."""
+
+import os
+
+import pytest
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+from app.program import Program
+from app.settings import load_settings
+from tests.app.fake_engine import FakeEngine
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory):
+    """A home folder of its own for the tests of one module."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPERTFLOW_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def make_program(module_home):
+    """Makes programs on a scripted engine (or a loader), closed at the end of the module."""
+    programs = []
+
+    def make(load=None):
+        program = Program(load_settings(), load or FakeEngine.load)
+        program.start()
+        programs.append(program)
+        return program
+
+    yield make
+    for program in programs:
+        program.close()

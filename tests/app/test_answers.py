@@ -1,0 +1,177 @@
+"""Answers are written whatever the browser does: saved while they grow, stopped, refused, failed in words."""
+
+import threading
+
+import pytest
+
+from app.answers import Answers
+from app.chats import ChatStore
+from app.engine_host import EngineHost
+from app.settings import Sampling
+from engine.errors import BudgetTooSmall, EngineBusy, TransferFailed
+from tests.app.fake_engine import FakeEngine
+
+
+class Stage:
+    """A store, an engine that may be slow to come, and answers."""
+
+    def __init__(self, engine, path=None):
+        self.engine = engine
+        self.release = threading.Event()
+        self.host = EngineHost({}, self._load)
+        self.store = ChatStore(path)
+        self.answers = Answers(self.host, self.store)
+        self.host.start()
+
+    def _load(self, on_progress):
+        on_progress("Reading dense weights", 1, 4)
+        self.release.wait(10)
+        if isinstance(self.engine, Exception):
+            raise self.engine
+        return self.engine
+
+    def ask(self, words="hi", sampling=None, **options):
+        chat_id = self.store.create_chat()
+        self.store.add_user_message(chat_id, words)
+        self.answers.start(chat_id, sampling or Sampling(), **options)
+        return chat_id
+
+    def finish(self):
+        self.answers._thread.join(10)
+        assert self.answers.current is None
+
+
+@pytest.fixture
+def stage(request):
+    made = []
+
+    def make(engine, ready=True):
+        stage = Stage(engine)
+        made.append(stage)
+        if ready:
+            stage.release.set()
+        return stage
+
+    yield make
+    for stage in made:
+        stage.release.set()
+        stage.answers.close()
+        stage.host.close()
+        stage.store.close()
+
+
+def test_an_answer_is_saved_with_its_ids_reason_and_figures(stage):
+    s = stage(FakeEngine())
+    chat_id = s.ask(sampling=Sampling(temperature=0.1, seed=3, stop=["x"], system_prompt="Be brief."))
+    s.finish()
+    answer = s.store.messages(chat_id)[-1]
+    assert (answer.content, answer.token_ids, answer.finish_reason) == ("one two three", (0, 1, 2), "stop")
+    assert answer.stats["tokens"] == 3
+    assert 0 <= answer.stats["hit_rate"] <= 1
+    assert s.engine.prompts[0][0] == {"role": "system", "content": "Be brief."}
+    assert s.engine.arguments["seed"] == 3
+    assert s.engine.arguments["stop"] == ("x",)
+
+
+def test_a_follow_up_sends_the_generated_ids_back(stage):
+    s = stage(FakeEngine())
+    chat_id = s.ask()
+    s.finish()
+    s.store.add_user_message(chat_id, "more")
+    s.answers.start(chat_id, Sampling())
+    s.finish()
+    assert s.engine.prompts[1][1] == {"role": "assistant", "content": "one two three", "token_ids": [0, 1, 2]}
+
+
+def test_a_message_written_while_loading_is_answered_when_the_model_is_there(stage):
+    s = stage(FakeEngine(), ready=False)
+    chat_id = s.ask()
+    assert s.answers.live(chat_id) is not None
+    s.release.set()
+    s.finish()
+    assert s.store.messages(chat_id)[-1].content == "one two three"
+
+
+def test_stopping_keeps_what_there_is(stage):
+    s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
+    chat_id = s.ask()
+    while not (s.answers.current and s.answers.current.text):
+        threading.Event().wait(0.01)
+    s.answers.stop()
+    s.finish()
+    answer = s.store.messages(chat_id)[-1]
+    assert answer.finish_reason == "cancelled"
+    assert answer.content.startswith("word ")
+    assert len(answer.token_ids) == answer.content.count("word")
+
+
+def test_an_answer_is_in_the_store_while_it_grows(stage):
+    s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
+    chat_id = s.ask()
+    while not s.store.messages(chat_id)[-1].content:
+        assert s.answers.current is not None
+        threading.Event().wait(0.05)
+    assert s.store.messages(chat_id)[-1].finish_reason == "writing"
+
+
+def test_a_second_answer_meanwhile_is_refused_in_words_and_leaves_no_trace(stage):
+    s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
+    s.ask("the first question")
+    other = s.store.create_chat()
+    s.store.add_user_message(other, "me too")
+    with pytest.raises(EngineBusy) as caught:
+        s.answers.start(other, Sampling())
+    assert "the first question" in caught.value.cause
+    assert len(s.store.messages(other)) == 1
+
+
+@pytest.mark.parametrize("error", [TransferFailed("The disk failed.", "Check it."), RuntimeError("odd")])
+def test_a_failing_answer_says_why_and_the_next_one_works(stage, error):
+    s = stage(FakeEngine(fail=error))
+    chat_id = s.ask()
+    s.finish()
+    answer = s.store.messages(chat_id)[-1]
+    assert answer.finish_reason == "error"
+    assert answer.stats["error"]["cause"]
+    assert answer.stats["error"]["remedy"]
+    s.engine.fail = None
+    s.ask()
+    s.finish()
+
+
+def test_an_engines_words_are_kept_unchanged(stage):
+    s = stage(BudgetTooSmall("Needs 7.1 GB, 5.3 GB free.", "Lower the context.", 7))
+    chat_id = s.ask()
+    s.finish()
+    error = s.store.messages(chat_id)[-1].stats["error"]
+    assert error == {"kind": "BudgetTooSmall", "cause": "Needs 7.1 GB, 5.3 GB free.", "remedy": "Lower the context."}
+
+
+def test_a_full_context_is_told_and_dropping_the_oldest_turns_helps(stage):
+    s = stage(FakeEngine(context_length=40))
+    chat_id = s.ask("word " * 30)
+    s.finish()
+    s.store.add_user_message(chat_id, "word " * 15)
+    s.answers.start(chat_id, Sampling())
+    s.finish()
+    failed = s.store.messages(chat_id)[-1]
+    assert failed.stats["error"]["kind"] == "ContextFull"
+    s.store.cut_after(chat_id, failed.position - 1)
+    s.answers.start(chat_id, Sampling(), drop_oldest=True)
+    s.finish()
+    assert s.store.messages(chat_id)[-1].finish_reason == "stop"
+    assert [m["role"] for m in s.engine.prompts[-1]] == ["user"]
+    assert len(s.store.messages(chat_id)) == 4  # nothing is forgotten, only no longer sent
+
+
+def test_every_change_of_a_chat_changes_its_stamp(stage):
+    s = stage(FakeEngine())
+    chat_id = s.store.create_chat()
+    stamps = [s.answers.stamp(chat_id)]
+    s.store.add_user_message(chat_id, "hi")
+    s.answers.start(chat_id, Sampling())
+    stamps.append(s.answers.stamp(chat_id))
+    s.finish()
+    stamps.append(s.answers.stamp(chat_id))
+    assert len(set(stamps)) >= 2
+    assert stamps[-1] != stamps[0]

@@ -1,0 +1,95 @@
+"""What the panels are given: shares, bytes and words, from a snapshot and samples."""
+
+import base64
+import json
+
+import pytest
+
+from app.machine_memory import NearMemory, near_memory
+from app.panel_history import PanelHistory, Sample
+from app.ui.panels import memory_bars, panel_data, series, tiles
+from tests.app.fake_engine import EXPERTS, LAYERS, FakeEngine
+
+MEMORY = NearMemory("RAM", 16_000_000_000, 9_000_000_000)
+
+
+def sample(seconds=1.0, hits=3, late=1, misses=4, stall=0.25):
+    return Sample(seconds, hits, late, misses, 100, 10, 30, 5, stall, 2)
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+def tile(snapshot, samples, label):
+    return next(t for t in tiles(snapshot, samples) if t["label"] == label)
+
+
+def test_before_the_first_answer_figures_are_dashes_without_units(engine):
+    empty = tile(engine.snapshot(), [], "Speed")
+    assert (empty["value"], empty["unit"]) == ("–", "")
+    assert tile(engine.snapshot(), [], "Hit rate")["value"] == "–"
+
+
+def test_hit_rate_and_waiting_are_of_the_newest_seconds(engine):
+    samples = [sample(hits=0, late=0, misses=8, stall=1.0)] * 20 + [sample()] * 10
+    assert tile(engine.snapshot(), samples, "Hit rate")["value"] == "38"
+    assert tile(engine.snapshot(), samples, "Waiting")["value"] == "25"
+
+
+def test_memory_saved_says_gigabytes_and_percent(engine):
+    engine.resize("25%")
+    saved = tile(engine.snapshot(), [], "Memory saved")
+    plan = engine.plan
+    assert saved["value"] == f"{(plan.model_bytes_total - plan.near_bytes_total) / 1e6:.0f}"
+    assert saved["unit"] == "MB"
+    assert saved["hint"].startswith(f"{100 * plan.memory_saving:.0f} %")
+
+
+def test_the_bars_add_up_to_the_model_and_to_the_machine(engine):
+    engine.resize("25%")
+    bars = memory_bars(engine.plan, MEMORY)
+    owners = sum(part["bytes"] for part in bars["owners"])
+    assert owners == engine.plan.near_bytes_total
+    assert owners + bars["left_out_bytes"] == engine.plan.model_bytes_total
+    assert sum(part["bytes"] for part in bars["machine"]) == MEMORY.total_bytes
+
+
+def test_link_traffic_counts_corrections_as_demanded():
+    assert series([sample()])[0] == {
+        "hit": 3, "late": 1, "miss": 4, "demand": 110, "used": 30, "wasted": 5, "stall": 0.25, "seconds": 1.0,
+    }  # fmt: skip
+
+
+def test_everything_is_json_and_the_heat_map_holds_each_expert(engine):
+    list(engine.chat([{"role": "user", "content": "hi"}]))
+    data = json.loads(json.dumps(panel_data(engine.snapshot(), [sample()], MEMORY)))
+    heat = data["heat"]
+    assert (heat["layers"], heat["experts"]) == (LAYERS, EXPERTS)
+    assert len(base64.b64decode(heat["residency"])) == LAYERS * EXPERTS == len(heat["uses"])
+    assert heat["used"]
+    assert heat["resident"] == int((engine.snapshot().residency == 2).sum())
+
+
+def test_samples_are_differences_and_idle_seconds_leave_none(engine):
+    class Host:
+        pass
+
+    host = Host()
+    host.engine = engine
+    history = PanelHistory(host)
+    history.sample()
+    list(engine.chat([{"role": "user", "content": "hi"}]))
+    history.sample()
+    history.sample()
+    assert [s.tokens for s in history.samples()] == [3]
+    stats = engine.stats()
+    assert history.samples()[0].hits == stats.hits
+
+
+def test_ram_is_the_near_memory_of_the_processor():
+    memory = near_memory("cpu")
+    assert memory.name == "RAM"
+    assert 0 < memory.free_bytes <= memory.total_bytes
+    assert memory.others_bytes(memory.total_bytes) == 0
