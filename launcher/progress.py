@@ -61,10 +61,11 @@ class PipProgress:
         """Take in one line of pip's output."""
         if match := _PROGRESS.match(line):
             done, total = int(match[1]), int(match[2])
-            self.received = f" {size_words(done)} of {size_words(total)}"
+            self.received = f", {size_words(done)} of {size_words(total)}"
         elif match := _INSTALLING.match(line):
             self.unpacking = True
-            self._begin(f"  unpacking {len(match[1].split(','))} packages", worth_a_line=True)
+            count = len(match[1].split(","))
+            self._begin(f"  unpacking {count} package{'s' if count > 1 else ''}", worth_a_line=True)
         elif match := _DOWNLOADING.match(line):
             self._begin_download(match)
         elif match := _COLLECTING.match(line):
@@ -81,12 +82,11 @@ class PipProgress:
         if file_name.endswith(".metadata"):
             return
         size_bytes = float(match[2]) * _UNITS[match[3]] if match[2] else 0.0
-        words = f"  downloading {file_name.split('-')[0]}"
-        if size_bytes:
-            words += f", {size_words(size_bytes)}"
-        self._begin(words, worth_a_line=size_bytes >= WORTH_A_LINE_BYTES)
+        size = f", {size_words(size_bytes)}" if size_bytes else ""
+        name = file_name.split("-")[0]
+        self._begin(f"  downloading {name}", size_bytes >= WORTH_A_LINE_BYTES, size)
 
-    def _begin(self, words: str, worth_a_line: bool) -> None:
-        self.doing, self.received = words, ""
+    def _begin(self, words: str, worth_a_line: bool, size: str = "") -> None:
+        self.doing, self.received = words, size
         if worth_a_line and not self.display.live:
-            self.display.line(words)
+            self.display.line(words + size)

@@ -190,7 +190,7 @@ def test_it_says_beforehand_what_it_takes(root, quick_venv):
     environment.ensure([local_group(root, size_bytes=30_000_000)])
     announcement = environment.display.lines[1]
     assert "30 MB to download, 60 MB of disk" in announcement
-    assert environment.display.lines[2] == "  unpacking 1 packages"
+    assert environment.display.lines[2] == "  unpacking 1 package"
 
 
 def test_no_room_is_told_before_anything_is_downloaded(root, quick_venv):
@@ -491,7 +491,7 @@ def test_pips_output_becomes_progress():
     assert not progress.unpacking
     progress.read("Installing collected packages: mpmath, torch")
     assert screen.lines == ["  downloading torch, 190 MB", "  unpacking 2 packages"]
-    assert "  downloading torch, 190 MB 95 MB of 190 MB  (4 s)" in screen.updates
+    assert "  downloading torch, 95 MB of 190 MB  (4 s)" in screen.updates
     assert progress.unpacking
 
 
