@@ -6,7 +6,7 @@ model. The same numbers come from here, up to the order of summation; `unsupport
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ import torch
 from engine.model.experts import Batch, ExpertProvider, ExpertWeights, expert_forward, plain_activation
 from engine.model.fast_support import family_of, is_moe, sliding_window, unsupported_reason
 from engine.model.kv_cache import KvCache, KvLayer
+
+if TYPE_CHECKING:  # compiled kernels load only where they can run
+    from engine.model.kernels.decode_kernels import DecodeKernels
 
 
 class FastDecoder:
@@ -27,12 +30,14 @@ class FastDecoder:
         """None when this model is supported, else the reason in words."""
         return unsupported_reason(model)
 
-    def __init__(self, model: Any, kv: KvCache, provider: ExpertProvider) -> None:
+    def __init__(self, model: Any, kv: KvCache, provider: ExpertProvider, kernels: DecodeKernels | None = None) -> None:
         reason = unsupported_reason(model)
         if reason is not None:
             raise ValueError(reason)
+        from engine.model.kernels.decode_kernels import DecodeKernels
         from engine.model.kernels.storage import kernel_view
 
+        self._kernels = kernels or DecodeKernels()
         self._kv = kv
         self._embedding = model.model.embed_tokens.weight.detach()
         self._rotary = _Rotary(model.model.rotary_emb)
@@ -44,11 +49,12 @@ class FastDecoder:
         for number, layer in enumerate(model.model.layers):
             mlp: _Moe | _DenseMlp
             if is_moe(layer):
-                mlp = _Moe(model, layer, moe_layers, provider)
+                mlp = _Moe(model, layer, moe_layers, provider, self._kernels)
                 moe_layers += 1
             else:
                 mlp = _DenseMlp(layer)
-            self._layers.append((_Attention(model, number, kv.layers[number], attention_scratch), mlp))
+            attention = _Attention(model, number, kv.layers[number], attention_scratch, self._kernels)
+            self._layers.append((attention, mlp))
         self._norm = model.model.norm
         self._norm_weight = _fp32(model.model.norm.weight)
         self._head = kernel_view(model.lm_head.weight)
@@ -60,9 +66,6 @@ class FastDecoder:
 
         Raises ContextFull when the cache has no room, and whatever the provider raises; the cache is then as before.
         """
-        from engine.model.kernels.attention import rms_norm
-        from engine.model.kernels.matvec import matvec
-
         self._kv.require_room(1)
         position = self._kv.length
         cos, sin = self._rotary.at(position)
@@ -73,8 +76,8 @@ class FastDecoder:
             mlp.add_to(residual)
         for layer in self._kv.layers:
             layer.length = position + 1
-        rms_norm(residual, self._norm_weight, self._norm.variance_epsilon, self._last_x[0])
-        matvec(self._head, self._last_x, self._logits)
+        self._kernels.rms_norm(residual, self._norm_weight, self._norm.variance_epsilon, self._last_x[0])
+        self._kernels.matvec(self._head, self._last_x, self._logits)
         if self._head_bias is not None:
             self._logits += self._head_bias
         return self._logits[0]
@@ -122,8 +125,9 @@ class _AttentionScratch:
 class _Attention:
     """One decoder layer's attention block."""
 
-    def __init__(self, model: Any, number: int, kv_layer: KvLayer, scratch: _AttentionScratch) -> None:
-        from engine.model.kernels.attention import attention_block
+    def __init__(
+        self, model: Any, number: int, kv_layer: KvLayer, scratch: _AttentionScratch, kernels: DecodeKernels
+    ) -> None:
         from engine.model.kernels.storage import kernel_view
 
         layer = model.model.layers[number]
@@ -135,7 +139,7 @@ class _Attention:
         family = family_of(model)
         assert family is not None
         window = sliding_window(model, family, number)
-        self._kernel = attention_block
+        self._kernel = kernels.attention_block
         self._scratch = scratch.buffers
         self._weights = (
             _fp32(norm.weight),
@@ -156,12 +160,13 @@ class _Attention:
 class _Moe:
     """One decoder layer's norm, router and experts, and the shared expert where there is one."""
 
-    def __init__(self, model: Any, layer: Any, ordinal: int, provider: ExpertProvider) -> None:
+    def __init__(self, model: Any, layer: Any, ordinal: int, provider: ExpertProvider, kernels: DecodeKernels) -> None:
         family = family_of(model)
         assert family is not None
         block = layer.mlp
         norm, router = layer.post_attention_layernorm, block.gate
         self._experts_module, self._provider, self._ordinal = block.experts, provider, ordinal
+        self._kernels = kernels
         self._activation = plain_activation(block.experts)
         self._route_weights = (
             _fp32(norm.weight),
@@ -184,15 +189,13 @@ class _Moe:
         self._shared = _SharedExpert(block, self._x) if hasattr(block, "shared_expert") else None
 
     def add_to(self, residual: np.ndarray) -> None:
-        from engine.model.kernels.routing import add_experts, route
-
-        route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
+        self._kernels.route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
         self._provider.observe(self._ordinal, self._index_tensor, self._weight_tensor)
         ids = self._ids.tolist()
         with self._provider.acquire(self._ordinal, ids) as lease:
             while batch := lease.next_batch():
                 self._compute(batch, ids)
-        add_experts(residual, self._outputs, self._weights)
+        self._kernels.add_experts(residual, self._outputs, self._weights)
         if self._shared is not None:
             residual += self._shared.output()
 
@@ -207,7 +210,7 @@ class _Moe:
         for i, (expert, weights) in enumerate(batch):
             self._addresses[i] = weights.address
             self._rows_of_batch[i] = ids.index(expert)
-        layout.kernel(
+        self._kernels.expert_mlp(
             self._addresses[: len(batch)],
             layout.gate_up_offset,
             layout.down_offset,
@@ -229,12 +232,10 @@ class _SlotLayout:
     """Where a layer's parameters lie within a slot: the same for all of its experts."""
 
     def __init__(self, weights: ExpertWeights, top_k: int) -> None:
-        from engine.model.kernels.expert_mlp import expert_mlp
         from engine.model.kernels.storage import has_kernel_dtype, kernel_view
 
         gate_up, down = weights.tensors["gate_up_proj"], weights.tensors["down_proj"]
         readable = has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
-        self.kernel = expert_mlp
         self.stored = np.empty(0, kernel_view(down[:0]).dtype) if readable else None
         self.gate_up_offset = gate_up.data_ptr() - weights.address
         self.down_offset = down.data_ptr() - weights.address

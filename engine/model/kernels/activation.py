@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
+
+from engine.model.kernels.declare import inlined
 
 SILU, GELU, GELU_TANH, RELU = range(4)
 
@@ -26,7 +27,7 @@ def activation_number(module: torch.nn.Module) -> int | None:
     return _NUMBER_OF_CLASS.get(type(module))
 
 
-@njit
+@inlined
 def activate(number, x):
     """The activation of one float32."""
     if number == SILU:

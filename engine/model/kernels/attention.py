@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
-from engine.model.kernels.storage import FASTMATH, dot
+from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
+from engine.model.kernels.storage import dot
 
 CHUNK = 128  # positions one thread attends to at a time; fixed, so that sums do not depend on the thread count
 
 
-@njit(fastmath=FASTMATH, nogil=True, cache=True)
+@kernel
 def rms_norm(x, weight, epsilon, out):
     """out = weight * x / sqrt(mean(x^2) + epsilon); float32 [width]. `out` may be `x`."""
     squares = np.float32(0)
@@ -22,7 +22,7 @@ def rms_norm(x, weight, epsilon, out):
         out[i] = weight[i] * (x[i] * scale)
 
 
-@njit(fastmath=FASTMATH, nogil=True)
+@inlined
 def _normalise_heads(heads, weight, epsilon):
     """Norm of queries or keys [heads, head_dim]: none, over each head, or over the full width, by weight's size."""
     if weight.shape[0] == 0:
@@ -39,7 +39,7 @@ def _normalise_heads(heads, weight, epsilon):
                 heads[head, i] = weight[(head - first) * heads.shape[1] + i] * (heads[head, i] * scale)
 
 
-@njit(fastmath=FASTMATH, nogil=True)
+@inlined
 def _rotate(heads, cos, sin):
     """Rotary embedding in place: each head's first half pairs with its second half."""
     half = heads.shape[1] // 2
@@ -51,7 +51,7 @@ def _rotate(heads, cos, sin):
             heads[head, half + i] = second * cos[half + i] + first * sin[half + i]
 
 
-@njit(fastmath=FASTMATH, nogil=True)
+@inlined
 def _attend_chunk(query, keys, values, scores, scale, out):
     """Unnormalised attention of one query over some positions; returns (largest score, sum of exponentials)."""
     largest = np.float32(-np.inf)
@@ -73,7 +73,7 @@ def _attend_chunk(query, keys, values, scores, scale, out):
     return largest, total
 
 
-@njit(fastmath=FASTMATH, nogil=True)
+@inlined
 def _merge_chunks(largest, totals, outputs, out):
     """Joins one head's chunks: largest and totals [chunks], outputs [chunks, head_dim] -> out [head_dim]."""
     overall = np.float32(-np.inf)
@@ -91,7 +91,7 @@ def _merge_chunks(largest, totals, outputs, out):
         out[d] /= total
 
 
-@njit(parallel=True, fastmath=FASTMATH, nogil=True, cache=True)
+@parallel_kernel
 def attention_block(
     norm_weight,
     epsilon,

@@ -3,13 +3,14 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
-from numba import carray, njit, prange
+from numba import carray
 
 from engine.model.kernels.activation import activate
-from engine.model.kernels.storage import FASTMATH, dot, pointer_at
+from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels.storage import dot, pointer_at
 
 
-@njit(parallel=True, fastmath=FASTMATH, nogil=True, cache=True)
+@parallel_kernel
 def expert_mlp(addresses, gate_up_offset, down_offset, stored, activation, x, tokens, rows, hidden, out):
     """out[rows[p]] = down(act(gate(x[tokens[p]])) * up(x[tokens[p]])) for each pair p of a token and an expert.
 

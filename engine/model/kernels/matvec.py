@@ -3,14 +3,13 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
-from numba import njit, prange
-
-from engine.model.kernels.storage import FASTMATH, dot
+from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels.storage import dot
 
 MAX_ROWS = 4  # beyond this a matrix product that keeps a tile of weights in registers is faster
 
 
-@njit(parallel=True, fastmath=FASTMATH, nogil=True, cache=True)
+@parallel_kernel
 def matvec(weight, x, out):
     """out[r] = weight @ x[r]; weight [out_features, in_features] stored, x and out float32 [rows, ...]."""
     for o in prange(weight.shape[0]):

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from engine.model.kernels.attention import rms_norm
-from engine.model.kernels.storage import FASTMATH, dot
+from engine.model.kernels.declare import inlined, kernel
+from engine.model.kernels.storage import dot
 
 
-@njit(fastmath=FASTMATH, nogil=True, cache=True)
+@kernel
 def route(residual, norm_weight, epsilon, router_weight, renormalise, x, probabilities, experts, weights):
     """x = norm(residual); experts int64 [top_k] and weights float32 [top_k], the most probable expert first.
 
@@ -35,7 +35,7 @@ def route(residual, norm_weight, epsilon, router_weight, renormalise, x, probabi
             weights[k] /= chosen_sum
 
 
-@njit(fastmath=FASTMATH, nogil=True)
+@inlined
 def _softmax_of_logits(router_weight, x, probabilities):
     largest = np.float32(-np.inf)
     for expert in range(probabilities.shape[0]):
@@ -49,7 +49,7 @@ def _softmax_of_logits(router_weight, x, probabilities):
         probabilities[expert] /= total
 
 
-@njit(fastmath=FASTMATH, nogil=True, cache=True)
+@kernel
 def add_experts(residual, rows, weights):
     """residual += sum over k, in order, of weights[k] * rows[k]; float32 [width], [top_k, width], [top_k]."""
     for h in range(residual.shape[0]):

@@ -8,6 +8,7 @@ thread pool needs ~130 us to start a parallel region, OpenMP ~4 us, and one toke
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -15,7 +16,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -30,14 +30,14 @@ _TORCH_NAME = b"\0libgomp.so.1\0\0\0\0\0"  # what torch ships and has loaded alr
 def unavailable_reason() -> str | None:
     """None when the kernels can run here, else one sentence that says why torch computes instead."""
     try:
-        import numba
+        from numba.np.ufunc.parallel import _launch_threads
 
-        _configure(numba)
-        _share_torch_openmp()
-        _start_threads()
+        import engine.model.kernels.declare  # noqa: F401  (makes the threads ready)
+
+        _launch_threads()
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         return f"The compiled kernels cannot run on this machine ({error}); PyTorch computes instead."
-    layer = numba.threading_layer()
+    layer = sys.modules["numba"].threading_layer()
     if layer != "omp":
         return f"The compiled kernels need OpenMP threads, but only '{layer}' started; PyTorch computes instead."
     return None
@@ -57,26 +57,22 @@ def cache_folder() -> Path:
     preferred = models_dir().parent / name
     try:
         preferred.mkdir(parents=True, exist_ok=True)
+        writable = os.access(preferred, os.W_OK)
     except OSError:
-        return Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
-    if os.access(preferred, os.W_OK):
-        return preferred
-    return Path(tempfile.gettempdir()) / f"expertflow-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+        writable = False
+    return preferred if writable else Path(tempfile.gettempdir()) / f"expertflow-{getpass.getuser()}" / name
 
 
-def _configure(numba: ModuleType) -> None:
-    """Settings that numba reads when functions are declared and when its threads start."""
-    threads = max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
-    settings = {
-        "NUMBA_CACHE_DIR": str(cache_folder()),
-        "NUMBA_THREADING_LAYER": "omp",
-        "NUMBA_NUM_THREADS": str(threads),
-    }
-    os.environ.update(settings)  # numba re-reads the environment whenever it changes
-    numba.config.reload_config()
+def set_numba_environment() -> None:
+    """numba reads its settings from the environment: as many threads as torch computes with, and where code is kept."""
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
+    os.environ["NUMBA_THREADING_LAYER"] = "omp"
+    os.environ["NUMBA_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), os.cpu_count() or 1)))
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.reload_config()
 
 
-def _share_torch_openmp() -> None:
+def share_torch_openmp() -> None:
     """Make numba use the OpenMP runtime that torch brought along and has already loaded.
 
     Two runtimes in one process keep two pools of threads that spin against each other, and a bare machine has no
@@ -109,9 +105,3 @@ def _load_as(name: str, path: Path) -> None:
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     setattr(sys.modules[parent], child, module)
-
-
-def _start_threads() -> None:
-    from numba.np.ufunc.parallel import _launch_threads
-
-    _launch_threads()

@@ -9,15 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
-FASTMATH = {
-    "reassoc",
-    "contract",
-    "nsz",
-    "arcp",
-}  # sums may be reordered; NaN and infinity still mean themselves
+from engine.model.kernels.declare import inlined
 
 _KERNEL_DTYPES = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.float32}
 
@@ -66,7 +61,7 @@ def _to_float32(stored):
     return None
 
 
-@njit(fastmath=FASTMATH)
+@inlined
 def half_to_float32(bits):
     """fp16 bits (uint32) as float32: rebiasing the exponent by a product keeps subnormal numbers exact."""
     magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
@@ -77,7 +72,7 @@ def half_to_float32(bits):
     return -value if sign else value
 
 
-@njit(fastmath=FASTMATH)
+@inlined
 def dot(weights, x):
     """Inner product of one row of stored weights with float32 `x`, accumulated in float32."""
     total = np.float32(0)
