@@ -31,12 +31,12 @@ class Sampling(BaseModel, extra="ignore"):
     """How answers are drawn; the names are those of `Engine.chat`."""
 
     system_prompt: str = ""
-    temperature: float = Field(0.7, ge=0.0, le=5.0)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(0.95, gt=0.0, le=1.0)
-    min_p: float = Field(0.0, ge=0.0, le=1.0)
-    repetition_penalty: float = Field(1.0, gt=0.0, le=5.0)
-    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(default=0.7, ge=0.0, le=5.0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=5.0)
+    max_new_tokens: int = Field(default=512, ge=1)
     seed: int | None = None
     stop: list[str] = []
 
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     link: str = "auto"
     context_length: int | None = None
     host: str = "127.0.0.1"
-    port: int = Field(7860, ge=0, le=65535)
+    port: int = Field(default=7860, ge=0, le=65535)
     open_browser: bool = True
     sampling: Sampling = Sampling()
 

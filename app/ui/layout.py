@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.components.chatbot import ExampleMessage
 
 from app.ui import html
 from app.ui.markdown import LATEX_DELIMITERS
 from app.ui.theme import asset
 
-EXAMPLES = [
+EXAMPLES: list[ExampleMessage] = [
     {"text": "Explain in simple words why the sky is blue."},
     {"text": "Write a short poem about memory."},
     {"text": "Give me three tips for sleeping better."},
@@ -34,7 +35,7 @@ class SamplingControls:
     seed: gr.Textbox
     stop: gr.Textbox
 
-    def all(self) -> list[gr.components.Component]:
+    def all(self) -> list[gr.Textbox | gr.Slider]:
         return list(vars(self).values())
 
 

@@ -34,3 +34,31 @@ def make_program(module_home):
     yield make
     for program in programs:
         program.close()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages; at the end of the test each is asked whether it misbehaved."""
+    from tests.app.browsing import Visit
+
+    visits = []
+
+    def open_page(address, **size):
+        visits.append(Visit(browser, address, **size))
+        return visits[-1]
+
+    yield open_page
+    for page in visits:
+        page.close()

@@ -39,7 +39,6 @@ window.expertflow = (() => {
     if (id) address.searchParams.set("chat", id);
     else address.searchParams.delete("chat");
     history.replaceState(null, "", address);
-    if (matchMedia(narrow.chats).matches) setOpen("chats", false);
     atEnd = true;
   };
 
@@ -87,6 +86,8 @@ window.expertflow = (() => {
       store("theme", wantsDark() ? "light" : "dark");
       applyTheme();
     } else if (button) toggle(button.id.slice("toggle-".length));
+    const chosen = event.target.closest?.("#chat-list label, #new-chat");
+    if (chosen && matchMedia(narrow.chats).matches) setOpen("chats", false);
   };
 
   const start = () => {

@@ -1,0 +1,304 @@
+"""The page in a real browser, on a scripted engine: quick looks at everything a person can do."""
+
+import threading
+
+import pytest
+from playwright.sync_api import expect
+
+from engine.errors import BudgetTooSmall
+from tests.app.browsing import ServedProgram
+from tests.app.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.browser
+
+SHORT = ["The ", "answer ", "is ", "**42**", "."]
+
+
+@pytest.fixture
+def serve(make_program):
+    """Serves a program on an engine (or a loader of one)."""
+    served = []
+
+    def start(engine):
+        load = engine if callable(engine) else lambda on_progress, **options: engine
+        served.append(ServedProgram(make_program(load)))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.program.answers.close()
+        one.close()
+
+
+@pytest.fixture
+def slow_engine():
+    """Writes a word every 30 ms for as long as anybody looks."""
+    return FakeEngine(words=[f"word{i} " for i in range(4000)], token_seconds=0.03)
+
+
+def test_a_chat_streams_is_committed_and_there_after_a_reload(serve, visit):
+    engine = FakeEngine(words=SHORT * 20, token_seconds=0.02)
+    page = visit(serve(engine).address)
+    page.see("#header", "demo")
+    page.say("What is the answer?")
+    page.see("#live", "The answer is 42")
+    page.see("#stop")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot] strong", "42")
+    page.see("#facts", "100 tokens")
+    page.not_see("#live .md p")
+    assert "chat=" in page.page.url
+    page.see("#chat-list label.selected", "What is the answer?")
+
+    page.reload()
+    page.see("#chatbot [data-testid=user]", "What is the answer?")
+    assert len(page.answers()) == 1
+    page.page.click("#new-chat")
+    page.see("#chatbot", "Ask something")
+    page.page.click("#chat-list label:has-text('What is the answer?')")
+    page.see("#chatbot [data-testid=user]", "What is the answer?")
+
+
+def test_the_page_is_there_while_the_model_loads_and_answers_what_was_asked_then(serve, visit):
+    ready = threading.Event()
+
+    def load(on_progress, **options):
+        on_progress("Building the built-in model", 9, 20)
+        ready.wait(60)
+        return FakeEngine(words=SHORT)
+
+    page = visit(serve(load).address)
+    page.see("#load-notice", "Building the built-in model")
+    page.see("#load-notice", "as soon as the model is ready")
+    page.say("Are you there?")
+    page.see("#live", "Waiting for the model: Building the built-in model, 45 %")
+    ready.set()
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "42")
+    page.not_see("#load-notice .notice")
+
+
+def test_a_failed_start_is_told_in_words_and_can_be_tried_again(serve, visit):
+    def load(on_progress, budget, **options):
+        if not tried:
+            tried.append(budget)
+            raise BudgetTooSmall("The budget of 1 MB is too small.", "Give 0.4 GB.", 400_000_000)
+        return FakeEngine(words=SHORT)
+
+    tried = []
+    page = visit(serve(load).address)
+    page.see("#load-notice", "The budget of 1 MB is too small.")
+    page.see("#load-notice", "Give 0.4 GB.")
+    page.page.click("#load-again")
+    page.see("#header", "Ready")
+
+
+def test_escape_stops_and_the_rest_stays(serve, visit, slow_engine):
+    page = visit(serve(slow_engine).address)
+    page.say("Count")
+    page.see("#live", "word3")
+    page.page.keyboard.press("Escape")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "word3")
+    page.see("#facts", "stopped")
+
+
+def test_answering_again_and_editing_replace_the_answer(serve, visit):
+    engine = FakeEngine(words=SHORT)
+    page = visit(serve(engine).address)
+    page.say("first wording")
+    page.wait_for_answer()
+    engine.words = ["another ", "answer"]
+    page.page.click("#chatbot button[aria-label=Retry]")
+    page.see("#chatbot [data-testid=bot]", "another answer")
+    page.wait_for_answer()
+    assert len(page.answers()) == 1
+
+    engine.words = ["edited"]
+    page.page.click("#chatbot button[aria-label=Edit]")
+    page.page.fill("#chatbot textarea", "second wording")
+    page.page.click("#chatbot button[aria-label=Submit]")
+    page.see("#chatbot [data-testid=bot]", "edited")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=user]", "second wording")
+    assert engine.prompts[-1] == [{"role": "user", "content": "second wording"}]
+
+
+def test_shift_enter_makes_a_line_and_copy_copies(serve, visit):
+    engine = FakeEngine(words=SHORT)
+    page = visit(serve(engine).address)
+    page.page.fill("#message textarea", "one")
+    page.page.press("#message textarea", "Shift+Enter")
+    page.page.keyboard.type("two")
+    page.page.press("#message textarea", "Enter")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "42")
+    assert engine.prompts[0][0]["content"] == "one\ntwo"
+    page.page.locator("#chatbot .bot-row button[aria-label='Copy message']").click()
+    assert page.page.evaluate("navigator.clipboard.readText()") == "The answer is **42**."
+
+
+def test_a_second_tab_watches_and_is_refused_in_words(serve, visit, slow_engine):
+    served = serve(slow_engine)
+    first = visit(served.address)
+    first.say("Count for me")
+    first.see("#live", "word2")
+
+    second = visit(served.address)
+    second.see("#live", "word9")  # a page opened afresh shows the answer being written
+    second.see("#header", "Answering")
+    second.page.click("#new-chat")
+    second.see("#chatbot", "Ask something")
+    second.say("Me too")
+    second.see("#notice", "An answer is being written in “Count for me”")
+    assert second.page.input_value("#message textarea") == "Me too"
+    first.page.click("#stop")
+    first.wait_for_answer()
+    second.say("Me too")
+    second.see("#live", "word1")
+
+
+def test_a_closed_tab_loses_nothing(serve, visit, slow_engine):
+    slow_engine.words = slow_engine.words[:60]
+    served = serve(slow_engine)
+    page = visit(served.address)
+    page.say("Go on without me")
+    page.see("#live", "word1")
+    page.page.close()
+    served.program.answers._thread.join(60)
+    chat = served.program.store.chats()[0]
+    assert served.program.store.messages(chat.id)[-1].finish_reason == "stop"
+    again = visit(f"{served.address}/?chat={chat.id}")
+    again.see("#chatbot [data-testid=bot]", "word59")
+
+
+def test_a_reload_in_mid_answer_goes_on_streaming(serve, visit, slow_engine):
+    page = visit(serve(slow_engine).address)
+    page.say("Count")
+    page.see("#live", "word5")
+    page.forgive_leaving = True
+    page.page.reload()
+    page.see("#live", "word40")
+    page.forgive_leaving = False
+    page.page.click("#stop")
+    page.wait_for_answer()
+
+
+def test_the_slider_previews_and_resizes_during_an_answer_and_the_panels_follow(serve, visit, slow_engine):
+    served = serve(slow_engine)
+    page = visit(served.address)
+    page.see("#budget-words", "192 of 192 experts")
+    page.see("#budget-words", "Everything fits")
+    page.say("Count")
+    page.see("#live", "word3")
+    page.pull_slider_to(0.25)
+    page.see("#budget-words", "Move it while an answer is being written")  # no longer a preview
+    slots = slow_engine.plan.slots
+    assert 192 * 0.2 <= slots <= 192 * 0.3
+    page.see("#budget-words", f"{slots} of 192 experts")
+    page.see("#panels", "Left outside")
+    page.see("#panels .readout", f"{slots} of 192 experts in memory")
+    page.see("#panels .chart .ink-miss")
+    page.page.click("#auto")
+    page.see("#budget-words", "192 of 192 experts")
+    page.page.click("#stop")
+    page.wait_for_answer()
+
+
+def test_the_budget_and_the_settings_of_answers_survive_a_restart(serve, visit, make_program):
+    engine = FakeEngine(words=SHORT)
+    page = visit(serve(engine).address)
+    page.see("#budget-words", "192 of 192 experts")
+    page.page.focus("#slider input[type=range]")
+    for _ in range(3):
+        page.page.keyboard.press("ArrowLeft")
+    page.see("#budget-words", "97 %")
+    page.page.click("#answer-settings button")
+    page.page.fill("#answer-settings textarea >> nth=0", "Be brief.")
+    page.page.fill("#answer-settings input[type=number] >> nth=0", "0.2")
+    page.page.press("#answer-settings input[type=number] >> nth=0", "Tab")
+    page.say("hi")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "42")
+    assert engine.prompts[0][0] == {"role": "system", "content": "Be brief."}
+    assert engine.arguments["temperature"] == 0.2
+
+    later = make_program()
+    assert later.host.options["budget"] == "97%"
+    assert later.preferences.sampling.system_prompt == "Be brief."
+
+
+def test_a_full_context_has_a_way_out(serve, visit):
+    engine = FakeEngine(words=["word "] * 40, context_length=100)
+    page = visit(serve(engine).address)
+    page.say("word " * 50)
+    page.wait_for_answer()
+    page.say("word " * 30)
+    page.see("#notice", "the context holds 100")
+    page.see("#fresh")
+    page.page.click("#drop")
+    page.not_see("#notice .notice")
+    page.wait_for_answer()
+    page.see("#facts", "40 tokens")
+    assert len(engine.prompts[-1]) == 1
+
+
+def test_an_interrupted_answer_is_shown_as_such(serve, visit):
+    served = serve(FakeEngine(words=SHORT))
+    store = served.program.store
+    chat_id = store.create_chat()
+    store.add_user_message(chat_id, "Tell me a story")
+    answer = store.begin_answer(chat_id)
+    store.save_answer(answer.id, "Once upon", [1], "interrupted")
+    page = visit(f"{served.address}/?chat={chat_id}")
+    page.see("#chatbot [data-testid=bot]", "Once upon")
+    page.see("#notice", "interrupted")
+    page.page.click("#again")
+    page.see("#chatbot [data-testid=bot]", "42")
+
+
+def test_what_a_model_writes_cannot_make_the_browser_ask_others(serve, visit):
+    words = ["![x](https://example.org/a.png) ", "<img src='https://example.org/b.png'> ", "done"]
+    page = visit(serve(FakeEngine(words=words)).address)
+    page.say("Show me a picture")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "done")
+    page.page.wait_for_load_state("networkidle")
+    refused = [fault for fault in page.faults if "Content Security Policy" in fault]
+    page.faults = [fault for fault in page.faults if fault not in refused]
+    assert not [fault for fault in page.faults if "console" in fault]
+    page.faults = []  # the browser notes the request before its policy refuses it
+    assert refused or not page.page.locator("#chatbot img").count()
+
+
+def test_dark_mode_is_a_choice_that_survives(serve, visit):
+    page = visit(serve(FakeEngine()).address)
+    was_dark = page.page.evaluate("document.body.classList.contains('dark')")
+    page.page.click("#toggle-dark")
+    assert page.page.evaluate("document.body.classList.contains('dark')") != was_dark
+    page.reload()
+    assert page.page.evaluate("document.body.classList.contains('dark')") != was_dark
+
+
+def test_on_a_phone_the_panels_are_folded_and_nothing_is_cut_off(serve, visit):
+    page = visit(serve(FakeEngine(words=SHORT)).address, width=390, height=844)
+    expect(page.page.locator("#side")).to_be_hidden()
+    expect(page.page.locator("#chats")).to_be_hidden()
+    page.say("hi")
+    page.wait_for_answer()
+    page.see("#chatbot [data-testid=bot]", "42")
+    page.page.click("#toggle-side")
+    page.see("#panels .heat")
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.page.click("#toggle-side")
+    page.page.click("#toggle-chats")
+    page.see("#chat-list label", "hi")
+    page.page.click("#chat-list label")
+    expect(page.page.locator("#chats")).to_be_hidden()
+
+
+def test_chats_that_cannot_be_kept_are_announced(serve, visit, module_home):
+    served = serve(FakeEngine(words=SHORT))
+    served.program.store.warning = "The chats cannot be used: the disk is full."
+    page = visit(served.address)
+    page.see("#warnings", "the disk is full")
