@@ -21,11 +21,11 @@ from engine.lab.page_cache import drop_pages, weight_files
 from engine.lab.peer_choice import choose_implementation
 from engine.lab.prompts import DEFAULT_PROMPTS, Messages
 from engine.lab.report import make_report, median_ratio, median_run
+from engine.loading import DEFAULT_CONTEXT_LENGTH
 
 Progress = Callable[[str, int, int], None]
 Answer = dict[str, Any]
 
-CONTEXT_LENGTH = 2048
 LIMIT_STEP_BYTES = 64 * MIB
 PEER_NEEDS_BYTES = 512 * MIB  # beside what our plan holds: interpreter and libraries of either contender
 NO_CAGE = (
@@ -52,7 +52,10 @@ class PeersSettings:
 
 
 def run_bench_peers(settings: PeersSettings, on_progress: Progress) -> dict[str, Any]:
-    """Runs, and the ratios of the same name as in the design. A pair that cannot run leaves None and a note."""
+    """Runs, and the ratio of each pair. A pair that cannot run leaves None and a note.
+
+    Raises EngineError when no pair runs.
+    """
     path = resolve_model(settings.model, on_progress)
     bench = _Bench(settings, path, on_progress)
     bench.attempt(bench.resident_pair)
@@ -69,12 +72,14 @@ class _Bench:
         self._answers: dict[tuple[str, str], list[Answer]] = defaultdict(list)
         self._facts: dict[str, Any] = {"threads": self._threads}
         self._notes: list[str] = []
+        self._failures: list[EngineError] = []
 
     def attempt(self, pair: Callable[[], None]) -> None:
         """A contender that cannot run costs its ratio, not the whole report."""
         try:
             pair()
         except EngineError as error:
+            self._failures.append(error)
             self._notes.append(f"{error.cause} {error.remedy}")
 
     def resident_pair(self) -> None:
@@ -114,6 +119,8 @@ class _Bench:
 
     def report(self) -> dict[str, Any]:
         """Medians of each contender and medians of the ratios of each pair."""
+        if not any(self._answers.values()):
+            raise self._failures[0]
         pairs = {
             "resident_decode_over_transformers": ("resident_decode", "transformers", _decoded_per_second),
             "resident_prefill_over_transformers": ("resident_prefill", "transformers", _prefills_per_second),
@@ -140,9 +147,13 @@ class _Bench:
         )
 
     def _load_ours(self, ours: ContenderProcess, budget: str, link: str) -> dict[str, Any]:
-        context_length = max(CONTEXT_LENGTH, self._settings.prefill_tokens + self._settings.tokens)
+        longest = max(self._settings.prefill_tokens, *map(len, self._prompts)) + self._settings.tokens
         return ours.load(
-            path=str(self._path), threads=self._threads, budget=budget, link=link, context_length=context_length
+            path=str(self._path),
+            threads=self._threads,
+            budget=budget,
+            link=link,
+            context_length=longest if longest > DEFAULT_CONTEXT_LENGTH else None,
         )
 
     def _turn(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,7 +66,8 @@ class ContenderProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._words):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # a request that it no longer read
+                    stream.close()
         if self.cage is not None:
             self.cage.close()
 

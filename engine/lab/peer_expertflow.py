@@ -34,16 +34,17 @@ class ExpertFlow:
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """See `Contender.answer`; adds what the cache did. What is not prefill counts as decoding."""
+        """See `Contender.answer`; adds what the cache did. What is not prefill counts as decoding, if any is."""
         before = self.engine.stats()
         begin = time.perf_counter()
         ids = self.engine.generate_ids(request["ids"], max_new_tokens=request["new_tokens"], temperature=0.0)
         seconds = time.perf_counter() - begin
         change = self.engine.stats() - before
+        prefill_seconds = change.prefill_seconds if len(ids) > 1 else seconds
         return {
             "ids": ids,
-            "prefill_seconds": change.prefill_seconds,
-            "decode_seconds": seconds - change.prefill_seconds,
+            "prefill_seconds": prefill_seconds,
+            "decode_seconds": seconds - prefill_seconds,
             "hit_rate": change.hit_rate,
             "stall_seconds": change.stall_seconds,
             "bytes_total": change.bytes_total,
