@@ -101,7 +101,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v32": MLA,
     "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8},
     "dots1": {},
-    "dots3_note_text": MLA,
+    "dots3_note_text": MLA
+    | {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 12,
+        "swa_qk_nope_head_dim": 8,
+        "swa_qk_rope_head_dim": 4,
+        "swa_v_head_dim": 8,
+    },
     "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 2},
     "exaone_moe": {},
     "flex_olmo": {},
@@ -174,14 +184,16 @@ def tiny_config(family: str) -> Any:
     return config_class(**{**settings, **FAMILIES.get(family, {})})
 
 
+def auto_class(family: str) -> type:
+    """Mistral 4 alone is a text model that transformers lists among those for images and text."""
+    causal = CONFIG_MAPPING[family] in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
+
+
 def tiny_model(family: str) -> torch.nn.Module:
     """A stock model of `family` with random weights, the same in every run."""
-    config = tiny_config(family)
-    auto_class = AutoModelForCausalLM
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        auto_class = AutoModelForImageTextToText
     torch.manual_seed(zlib.crc32(family.encode()))
-    model = auto_class.from_config(config, dtype=torch.float32)
+    model = auto_class(family).from_config(tiny_config(family), dtype=torch.float32)
     _randomise(model)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=EOS_TOKEN_ID, pad_token_id=0)
     return model.eval()

@@ -54,15 +54,15 @@ def load_dense(path: Path, on_progress: Progress | None = None) -> DenseModel:
     headers = read_checkpoint_headers(path)
     groups = group_weights(skeleton.model, headers.tensors)
     index = ExpertIndex(skeleton, headers, groups)
-    _strip_experts(skeleton)
     model = skeleton.model
+    names = set(model.state_dict()) - set(skeleton.expert_parameter_names())
     with quiet_transformers(), torch.no_grad():
         stored = parameters_in_storage_dtype(model)
-        names = model.state_dict().keys()
         dense = [group for group in groups.values() if group.target in names]
         with TensorReader(headers.files) as reader:
-            missing = set(names) - _load_groups(model, dense, reader, stored, on_progress)
-        _complete(model, missing)
+            missing = names - _load_groups(model, dense, reader, stored, on_progress)
+        _complete(skeleton, missing)
+        _strip_experts(skeleton)
         store_modules(model, stored)
         _attach_generation_config(model, path)
     model.config.name_or_path = str(path)
@@ -75,7 +75,6 @@ def _strip_experts(skeleton: Skeleton) -> None:
     for experts in skeleton.experts:
         for name in experts.shapes:
             experts.module._parameters[name] = None
-        experts.module._is_hf_initialized = True  # its initialisation would stumble over the missing parameters
 
 
 def _load_groups(
@@ -143,12 +142,19 @@ def _set(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> None:
         )
     if leaf not in owner._buffers:
         tensor = nn.Parameter(tensor, requires_grad=False)
-    tensor._is_hf_initialized = True  # transformers' sign that it must not initialise this one
+    _mark_initialised(tensor)
     setattr(owner, leaf, tensor)
 
 
-def _complete(model: PreTrainedModel, missing: set[str]) -> None:
+def _mark_initialised(tensor: Any) -> None:
+    tensor._is_hf_initialized = True  # transformers' sign that it must not give this one values
+
+
+def _complete(skeleton: Skeleton, missing: set[str]) -> None:
     """What `from_pretrained` does after reading: computed buffers, and weights that share memory."""
+    model = skeleton.model
+    for name in skeleton.expert_parameter_names():  # still on the meta device: not to be given values
+        _mark_initialised(_tensor_of(model, name))
     tied = model.all_tied_weights_keys
     allowed = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

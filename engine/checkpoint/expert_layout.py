@@ -324,12 +324,12 @@ def _place(
         offset = _aligned(end)
         params.append(ExpertParam(name, shape[1:], dtype, offset, nbytes))
         end = offset + nbytes
-        for part in order[name] if order is not None else ():
-            part_offsets[part] = offset
-            offset += parts[part].nbytes
+        for number in order[name] if order is not None else ():
+            part_offsets[number] = offset
+            offset += parts[number].nbytes
     if order is None:
-        for i, part in enumerate(parts):
-            part_offsets[i] = region
+        for number, part in enumerate(parts):
+            part_offsets[number] = region
             region += part.nbytes
     rule = WeightGroup(group.target, group.converter)  # without the list of tensors, which is long
     return GroupLayout(rule, parts, tuple(part_offsets), tuple(params), order is not None), end

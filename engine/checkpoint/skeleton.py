@@ -184,8 +184,9 @@ def _find_experts(model: nn.Module) -> Iterator[ExpertsModule]:
 def _top_k(parent: nn.Module, experts: nn.Module) -> int:
     """How many experts the router beside `experts` picks for one token."""
     for module in (parent, *parent.children()):
-        if isinstance(getattr(module, "top_k", None), int):
-            return module.top_k
+        top_k = getattr(module, "top_k", None)
+        if isinstance(top_k, int):
+            return top_k
     for setting in TOP_K_SETTINGS:
         value = getattr(experts.config, setting, None)
         if value is not None:

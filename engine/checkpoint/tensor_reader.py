@@ -52,7 +52,7 @@ class TensorReader:
 
     def read_into(self, target: np.ndarray, file: int, offset: int) -> None:
         """Fill `target` (uint8, contiguous) with the bytes from `offset` on."""
-        view = memoryview(target)
+        view = target.data
         while len(view):
             try:
                 count = os.preadv(self._descriptor(file), [view[:CHUNK_BYTES]], offset)
@@ -63,7 +63,7 @@ class TensorReader:
                 ) from error
             if count == 0:
                 raise CheckpointCorrupt(
-                    f"{self._files[file]} ends at byte {offset}, {len(view)} bytes before the end of a tensor.",
+                    f"{self._files[file]} has no byte {offset}, {len(view)} bytes before the end of a tensor.",
                     "Copy or download this file again.",
                 )
             view, offset = view[count:], offset + count
