@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint.converter_probe import ConverterProbe
 from engine.checkpoint.expert_key import ExpertKey
 from engine.checkpoint.expert_layout import ExpertParam, GroupLayout, lay_out_layer
 from engine.checkpoint.safetensors_header import CheckpointTensors, read_checkpoint_headers
@@ -46,8 +47,8 @@ class ExpertIndex:
         if groups is None:
             groups = group_weights(skeleton.model, headers.tensors)
         self._config: Any = skeleton.model.config
-        probes: dict[Any, Any] = {}
-        self._layers = tuple(lay_out_layer(experts, groups, self._config, probes) for experts in skeleton.experts)
+        probe = ConverterProbe(self._config)
+        self._layers = tuple(lay_out_layer(experts, groups, probe) for experts in skeleton.experts)
         self.files: tuple[Path, ...] = headers.files
         self.layer_names: tuple[str, ...] = tuple(experts.name for experts in skeleton.experts)
         self.experts_per_layer: tuple[int, ...] = tuple(experts.count for experts in skeleton.experts)

@@ -15,7 +15,7 @@ from engine.checkpoint.weight_groups import WeightGroup
 
 STORABLE = (nn.Linear, nn.Embedding)  # exact types: a subclass may do more with its weight than multiply
 # `self.lm_head.weight` in code, but not "lm_head.weight" in a string
-WEIGHT_IN_CODE = re.compile(r"(?<![\"'\w.])[A-Za-z_][\w.]*?\.?\b(\w+)\.weight\b")
+WEIGHT_IN_CODE = re.compile(r"(?<![\"'\w.])[A-Za-z_][\w.]*?\.?\b(\w+)\.weight\b")  # group 1: the module's name
 
 
 def parameters_in_storage_dtype(model: PreTrainedModel) -> set[str]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.core_model_loading import ErnieFuseAndSplitTextVisionExperts, WeightConverter
+from transformers.core_model_loading import ErnieFuseAndSplitTextVisionExperts, Transpose, WeightConverter
 
+from engine.checkpoint import weight_groups
 from engine.checkpoint.expert_index import ExpertIndex, ExpertKey
 from engine.checkpoint.safetensors_header import INDEX_NAME, SINGLE_NAME, read_checkpoint_headers
 from engine.checkpoint.skeleton import build_skeleton
@@ -84,38 +85,22 @@ def test_adjacent_parts_are_one_range():
         assert piece.nbytes == index.expert_bytes
 
 
-def _store_transposed(path: Path, original: Path) -> None:
-    """Rewrite a Qwen3-VL-like checkpoint: fused experts as [experts, in, out]."""
-    _copy(original, path)
-    tensors = load_file(path / SINGLE_NAME)
-    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        tensors[name] = tensors[name].transpose(1, 2).contiguous()
-    save_file(tensors, path / SINGLE_NAME, metadata={"format": "pt"})
-
-
 def test_transposed_experts_are_finished(tmp_path, monkeypatch):
-    """A converter that transposes: the slot is right after `finish`, and was not before."""
-    from transformers.core_model_loading import Transpose
-
-    import engine.checkpoint.weight_groups as weight_groups
-
-    _store_transposed(tmp_path / "model", tiny_checkpoint("granitemoe"))
+    """Fused experts stored as [experts, in, out], as Qwen3-VL's are, with the converter that turns them."""
+    path = _copy(tiny_checkpoint("granitemoe"), tmp_path / "model")
+    fused = {"input_linear.weight": "experts.gate_up_proj", "output_linear.weight": "experts.down_proj"}
+    tensors = {}
+    for name, tensor in load_file(path / SINGLE_NAME).items():
+        ending = next((ending for ending in fused if name.endswith(ending)), None)
+        if ending is None:
+            tensors[name] = tensor
+        else:
+            tensors[name.replace(ending, fused[ending])] = tensor.transpose(1, 2).contiguous()
+    save_file(tensors, path / SINGLE_NAME, metadata={"format": "pt"})
+    transposing = [WeightConverter(name, name, [Transpose(1, 2, check_dims=True)]) for name in fused.values()]
     known = weight_groups.get_model_conversion_mapping
-    monkeypatch.setattr(weight_groups, "get_model_conversion_mapping", lambda model: [*known(model), *transposing()])
-
-    def transposing() -> list[WeightConverter]:
-        names = ("experts.gate_up_proj", "experts.down_proj")
-        return [WeightConverter(name, name, [Transpose(1, 2, check_dims=True)]) for name in names]
-
-    tensors = load_file(tmp_path / "model" / SINGLE_NAME)
-    renamed = {
-        name.replace("input_linear.weight", "experts.gate_up_proj").replace(
-            "output_linear.weight", "experts.down_proj"
-        ): tensor.transpose(1, 2).contiguous() if "put_linear" in name else tensor
-        for name, tensor in tensors.items()
-    }
-    save_file(renamed, tmp_path / "model" / SINGLE_NAME, metadata={"format": "pt"})
-    index = ExpertIndex.from_checkpoint(tmp_path / "model")
+    monkeypatch.setattr(weight_groups, "get_model_conversion_mapping", lambda model: [*known(model), *transposing])
+    index = ExpertIndex.from_checkpoint(path)
     assert index.needs_finish
     assert_experts_equal(index, tiny_model("granitemoe"), torch.float32)
 
