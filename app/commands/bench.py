@@ -23,10 +23,12 @@ def bench_model(as_json: AsJson = False) -> None:
 
     def work(on_progress: Any) -> dict[str, Any]:
         from engine.lab.bench_model import run
+        from engine.lab.report import make_report
 
-        return run(on_progress)
+        facts = run(on_progress)
+        return make_report([facts], facts["perplexity_moe_over_dense"]) | facts
 
-    present(work, show_facts, as_json)
+    present(work, lambda report: show_facts(report["runs"][0]), as_json)
 
 
 @bench.command("decode")
@@ -85,6 +87,7 @@ def bench_peers(
     prompts: PromptsFile = None,
     take: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
     no_disk: Annotated[bool, typer.Option("--no-disk", help="Leave disk offload out.")] = False,
+    no_token_time: Annotated[bool, typer.Option("--no-token-time", help="Do not take a token's time apart.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """This engine beside plain transformers and accelerate's disk offload, on the same weights and prompts."""
@@ -107,6 +110,7 @@ def bench_peers(
             memory_limit=memory_limit,
             prompts=chats,
             with_disk=not no_disk,
+            with_token_time=not no_token_time,
         )
         return run_bench_peers(settings, on_progress)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.catalog import resolve_model
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import EngineError, NotEnoughMemory
-from engine.generation.prompt import encode_chat
 from engine.hardware.disk_probe import probe_file
 from engine.hardware.machine import usable_cpu_threads
 from engine.lab.belady import belady_bytes
 from engine.lab.contender_process import ContenderProcess
 from engine.lab.decode_measure import DecodeMeasurement, measure_decoding
 from engine.lab.page_cache import weight_files
+from engine.lab.peer_prompts import PeerPrompts
 from engine.lab.prompts import DEFAULT_PROMPTS, Messages
 from engine.lab.report import make_report, median_run, ratio
 
@@ -68,7 +68,7 @@ class _Bench:
         self._resident: list[DecodeMeasurement] = []
         self._disk_speeds: list[float] = []
         self._stock_per_second: float | None = None
-        self._prompt_ids: list[list[int]] = []
+        self._prompt_ids = PeerPrompts(path, settings.prompts).chats
         self._notes: list[str] = []
         self._done = 0
 
@@ -76,7 +76,6 @@ class _Bench:
         """How fast the computation alone is: every expert in memory."""
         try:
             with self._load("100%", "lru", "disk:buffered") as engine:
-                self._remember_prompts(engine)
                 for _ in range(WARM_UP_LIMIT):
                     if not measure_decoding(engine, self._chats, self._settings.tokens).misses:
                         break
@@ -92,7 +91,6 @@ class _Bench:
                 self._disk_speeds.append(self._probe_disk())
             for policy in self._settings.policies:
                 with self._load(self._settings.budgets[0], policy, link) as engine:
-                    self._remember_prompts(engine)
                     for budget in self._settings.budgets:
                         plan = engine.resize(budget)
                         measure_decoding(engine, self._chats[-1:], self._settings.tokens)
@@ -190,10 +188,6 @@ class _Bench:
         if asked == "disk:direct" and engine.snapshot().link != asked:
             self._note("This file system cannot be read past the page cache: what is called disk may be RAM.")
         return engine
-
-    def _remember_prompts(self, engine: Engine) -> None:
-        if not self._prompt_ids:
-            self._prompt_ids = [encode_chat(engine.tokenizer, chat, set()) for chat in self._chats]
 
     def _note(self, sentence: str) -> None:
         if sentence not in self._notes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,13 +15,13 @@ from typing import Any
 
 from engine.checkpoint.catalog import resolve_model
 from engine.errors import EngineError
-from engine.generation.prompt import encode_chat
 from engine.hardware.machine import usable_cpu_threads
 from engine.hardware.memory_plan import MIB, parse_bytes
-from engine.lab.contender_process import ContenderProcess
+from engine.lab.contender_process import ContenderFailed, ContenderProcess, last_words, surroundings
 from engine.lab.memory_cage import MemoryCage
 from engine.lab.page_cache import drop_pages, weight_files
 from engine.lab.peer_choice import choose_implementation
+from engine.lab.peer_prompts import PeerPrompts
 from engine.lab.prompts import DEFAULT_PROMPTS, Messages
 from engine.lab.report import make_report, median_ratio, median_run
 from engine.loading import DEFAULT_CONTEXT_LENGTH
@@ -49,6 +52,7 @@ class PeersSettings:
     memory_limit: str = "auto"
     prompts: tuple[Messages, ...] = DEFAULT_PROMPTS[:1]
     with_disk: bool = True
+    with_token_time: bool = True
 
 
 def run_bench_peers(settings: PeersSettings, on_progress: Progress) -> dict[str, Any]:
@@ -61,6 +65,8 @@ def run_bench_peers(settings: PeersSettings, on_progress: Progress) -> dict[str,
     bench.attempt(bench.resident_pair)
     if settings.with_disk:
         bench.attempt(bench.disk_pair)
+    if settings.with_token_time:
+        bench.attempt(bench.token_time)
     return bench.report()
 
 
@@ -68,7 +74,7 @@ class _Bench:
     def __init__(self, settings: PeersSettings, path: Path, on_progress: Progress) -> None:
         self._settings, self._path, self._on_progress = settings, path, on_progress
         self._threads = usable_cpu_threads()
-        self._prompts, self._text_ids = _tokenise(path, settings)
+        self._prompts = PeerPrompts(path, settings.prompts)
         self._answers: dict[tuple[str, str], list[Answer]] = defaultdict(list)
         self._facts: dict[str, Any] = {"threads": self._threads}
         self._notes: list[str] = []
@@ -91,13 +97,13 @@ class _Bench:
             self._facts["expertflow_resident"] = self._load_ours(ours, "100%", "disk")
             self._facts["transformers"] = stock.load(path=str(self._path), threads=self._threads)
             self._say("Choosing transformers' best experts implementation")
-            best = choose_implementation(stock, self._prompts[0], self._long_prompt(0))
+            best = choose_implementation(stock, self._prompts.chats[0], self._long_prompt(0))
             self._facts["transformers"] |= asdict(best)
             ours.answer(self._long_prompt(0), 2)
-            ours.answer(self._prompts[0], self._settings.tokens)
+            ours.answer(self._prompts.chats[0], self._settings.tokens)
             for repeat in range(self._settings.repeats):
                 self._say(f"Everything resident, round {repeat + 1} of {self._settings.repeats}")
-                for prompt in self._prompts:
+                for prompt in self._prompts.chats:
                     self._turn("resident_decode", ours, stock, prompt, self._settings.tokens, best.for_decoding)
                 self._turn("resident_prefill", ours, stock, self._long_prompt(repeat + 1), 1, best.for_prefill)
 
@@ -117,6 +123,11 @@ class _Bench:
             forget = self._limit([ours, peer], facts["near_bytes_total"], [self._path, Path(folder)])
             self._turns_on_disk(ours, peer, forget)
 
+    def token_time(self) -> None:
+        """Where a token's time goes with everything resident."""
+        self._say("Taking a token's time apart")
+        self._facts["token_time"] = take_token_apart(self._path, self._threads)
+
     def report(self) -> dict[str, Any]:
         """Medians of each contender and medians of the ratios of each pair."""
         if not any(self._answers.values()):
@@ -135,7 +146,7 @@ class _Bench:
             for (what, contender), answers in self._answers.items()
             if answers
         ]
-        settings = asdict(self._settings) | {"prompts": len(self._prompts)}
+        settings = asdict(self._settings) | {"prompts": len(self._prompts.chats)}
         return make_report(
             runs,
             ratios,
@@ -147,7 +158,7 @@ class _Bench:
         )
 
     def _load_ours(self, ours: ContenderProcess, budget: str, link: str) -> dict[str, Any]:
-        longest = max(self._settings.prefill_tokens, *map(len, self._prompts)) + self._settings.tokens
+        longest = max(self._settings.prefill_tokens, *map(len, self._prompts.chats)) + self._settings.tokens
         return ours.load(
             path=str(self._path),
             threads=self._threads,
@@ -171,11 +182,11 @@ class _Bench:
 
     def _turns_on_disk(self, ours: ContenderProcess, peer: ContenderProcess, forget: list[str]) -> None:
         tokens = self._settings.disk_tokens
-        ours.answer(self._prompts[0], self._settings.tokens)
-        peer.answer(self._prompts[0], 2)
+        ours.answer(self._prompts.chats[0], self._settings.tokens)
+        peer.answer(self._prompts.chats[0], 2)
         for repeat in range(self._settings.disk_repeats):
             self._say(f"Cold disk, round {repeat + 1} of {self._settings.disk_repeats}")
-            for prompt in self._prompts:
+            for prompt in self._prompts.chats:
                 self._answers["disk_decode", "expertflow"].append(self._with_peak(ours, ours.answer(prompt, tokens)))
                 answer = peer.answer(prompt, tokens, drop_pages=forget)
                 self._answers["disk_decode", "accelerate disk offload"].append(self._with_peak(peer, answer))
@@ -206,9 +217,7 @@ class _Bench:
         return answer if peak is None else answer | {"peak_with_page_cache_bytes": peak}
 
     def _long_prompt(self, start: int) -> list[int]:
-        """A prompt of its own for every `start`, so that no prefix of it is in any KV cache."""
-        text = self._text_ids
-        return [text[(start + place) % len(text)] for place in range(self._settings.prefill_tokens)]
+        return self._prompts.long(self._settings.prefill_tokens, start)
 
     def _identical_ids(self) -> bool:
         """Whether contenders that were given the same prompt and length wrote the same tokens."""
@@ -221,14 +230,15 @@ class _Bench:
         self._on_progress(stage, 0, 0)
 
 
-def _tokenise(path: Path, settings: PeersSettings) -> tuple[list[list[int]], list[int]]:
-    """The prompts' ids, and a stretch of ordinary text to make long prompts from."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    prompts = [encode_chat(tokenizer, chat, set()) for chat in settings.prompts]
-    text = "\n\n".join(message["content"] for chat in DEFAULT_PROMPTS for message in chat)
-    return prompts, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def take_token_apart(path: Path, threads: int) -> dict[str, Any]:
+    """Milliseconds of each part of a decoding step, measured in a process of its own. Raises ContenderFailed."""
+    command = [sys.executable, "-m", "engine.lab.token_time", "--path", str(path), "--threads", str(threads)]
+    quick = ["--prefill-tokens", "16", "--rounds", "3"]
+    done = subprocess.run([*command, *quick], capture_output=True, text=True, check=False, env=surroundings(threads))
+    if done.returncode:
+        raise ContenderFailed(f"A token's time could not be taken apart: {last_words(done.stderr)}", "Leave it out.")
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return {name: measured[name] for name in ("context", "decode", "parts_ms")}
 
 
 def _default_limit(plan_bytes: int) -> int:

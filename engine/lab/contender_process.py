@@ -18,9 +18,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 LAST_WORDS_CHARACTERS = 600
 
 
-def _surroundings(threads: int) -> dict[str, str]:
+def surroundings(threads: int) -> dict[str, str]:
+    """Environment of a contender: this program importable, so many threads, no network."""
     importable = {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     return os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | importable
+
+
+def last_words(errors: str) -> str:
+    """The end of what a process wrote to stderr."""
+    return errors[-LAST_WORDS_CHARACTERS:].strip()
 
 
 class ContenderFailed(EngineError):
@@ -40,7 +46,7 @@ class ContenderProcess:
             stdout=subprocess.PIPE,
             stderr=self._words,
             text=True,
-            env=_surroundings(threads),
+            env=surroundings(threads),
         )
         if cage is not None:
             cage.add(self._process.pid)
@@ -89,7 +95,7 @@ class ContenderProcess:
     def _ended(self) -> ContenderFailed:
         code = self._process.wait()
         self._words.seek(0)
-        words = self._words.read()[-LAST_WORDS_CHARACTERS:].strip()
+        words = last_words(self._words.read())
         reason = "it was killed, most likely for memory" if code == -9 else f"exit code {code}"
         return ContenderFailed(
             f"{self._module} ended before it answered ({reason}). {words}".strip(),

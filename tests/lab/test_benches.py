@@ -1,0 +1,136 @@
+"""The benchmarks end to end on a tiny checkpoint: every figure is there, contenders agree, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from engine.errors import InvalidSetting
+from engine.hardware.memory_cgroup import find_memory_group
+from engine.lab.bench_decode import DecodeSettings, run_bench_decode
+from engine.lab.bench_peers import PeersSettings, run_bench_peers
+from engine.lab.contender_process import ContenderFailed
+from engine.lab.prompts import DEFAULT_PROMPTS
+from tests.tiny_chat_model import tiny_chat_checkpoint
+from tests.tiny_models import tiny_checkpoint
+
+RUN_FIELDS = {
+    "policy",
+    "budget",
+    "tokens_per_second",
+    "hit_rate",
+    "late_rate",
+    "miss_rate",
+    "stall_seconds",
+    "bytes_demand",
+    "bytes_correction",
+    "bytes_prefetch_used",
+    "bytes_prefetch_wasted",
+    "bytes_prefetch_pending",
+    "bytes_total",
+    "peak_near_bytes",
+    "peak_rss_bytes",
+    "bound_seconds",
+    "efficiency",
+}
+
+
+def silent(*_: object) -> None:
+    """Progress is not of interest here."""
+
+
+@pytest.fixture(scope="module")
+def decode_report():
+    settings = DecodeSettings(
+        model=str(tiny_chat_checkpoint()),
+        budgets=("25%", "100%"),
+        policies=("lfu",),
+        links=("disk", "emulated:1GBps"),
+        tokens=6,
+        repeats=2,
+        prompts=DEFAULT_PROMPTS[:1],
+        with_stock=False,
+    )
+    return run_bench_decode(settings, silent)
+
+
+def test_decode_reports_every_case_with_every_field(decode_report):
+    cases = {(run["link"], run["policy"], run["budget"]) for run in decode_report["runs"]}
+    assert len(cases) == len(decode_report["runs"]) == 4
+    for run in decode_report["runs"]:
+        assert run.keys() >= RUN_FIELDS
+        assert run["repeats"] == 2
+    assert json.loads(json.dumps(decode_report))["machine"]["cpu"]
+    assert decode_report["identical_ids"]
+
+
+def test_decode_rates_bytes_and_bounds_agree(decode_report):
+    for run in decode_report["runs"]:
+        assert run["hit_rate"] + run["late_rate"] + run["miss_rate"] == pytest.approx(1.0)
+        assert run["belady_bytes"] <= run["bytes_total"]
+        assert run["bound_seconds"] >= run["belady_bytes"] / run["link_bytes_per_second"]
+        assert run["bound_seconds"] >= run["compute_seconds"]
+        if run["budget"] == "100%":
+            assert run["bytes_total"] == run["belady_bytes"] == 0
+            assert run["hit_rate"] == 1.0
+        else:
+            assert run["miss_rate"] > 0
+        if run["link"].startswith("emulated"):
+            assert run["link_bytes_per_second"] == 1e9
+
+
+def test_decode_refuses_what_cannot_chat():
+    with pytest.raises(InvalidSetting, match="tokenizer"):
+        run_bench_decode(DecodeSettings(model=str(tiny_checkpoint("mixtral")), budgets=("50%",)), silent)
+
+
+def test_peers_agree_and_leave_nothing_behind():
+    folder = tiny_chat_checkpoint()
+    settings = PeersSettings(
+        model=str(folder),
+        tokens=5,
+        repeats=1,
+        prefill_tokens=40,
+        disk_tokens=4,
+        disk_repeats=1,
+        with_token_time=False,
+    )
+    report = run_bench_peers(settings, silent)
+    assert set(report["ratios"]) == {
+        "resident_decode_over_transformers",
+        "resident_prefill_over_transformers",
+        "quarter_decode_over_accelerate_disk",
+    }
+    assert all(ratio > 0 for ratio in report["ratios"].values()), report["notes"]
+    assert report["identical_ids"]
+    assert len(report["runs"]) == 6
+    assert all(run["peak_rss_bytes"] > 0 for run in report["runs"])
+    facts = report["contenders"]
+    caged = facts["memory_limit_bytes"] is not None
+    for run in report["runs"]:
+        if run["what"] == "disk_decode" and caged:
+            assert run["peak_with_page_cache_bytes"] <= facts["memory_limit_bytes"]
+    assert facts["transformers"]["for_decoding"] in facts["transformers"]["trials"]
+    assert not list(folder.parent.glob(".offload-*"))
+    group = find_memory_group()
+    assert group is None or not list(group.mount.rglob(f"expertflow-{os.getpid()}-*"))
+
+
+def test_peers_without_control_groups_say_so_and_drop_pages(monkeypatch):
+    monkeypatch.setattr("engine.lab.memory_cage.find_memory_group", lambda: None)
+    settings = PeersSettings(
+        model=str(tiny_chat_checkpoint()), repeats=0, tokens=4, disk_tokens=3, disk_repeats=1, with_token_time=False
+    )
+    monkeypatch.setattr("engine.lab.bench_peers._Bench.resident_pair", lambda self: None)
+    report = run_bench_peers(settings, silent)
+    assert report["contenders"]["memory_limit_bytes"] is None
+    assert any("dropped after every token" in note for note in report["notes"])
+    assert report["ratios"]["quarter_decode_over_accelerate_disk"] > 0
+    assert report["ratios"]["resident_decode_over_transformers"] is None
+
+
+def test_peers_with_nothing_that_runs_is_an_error():
+    with pytest.raises(ContenderFailed, match="is not possible"):
+        run_bench_peers(PeersSettings(model=str(tiny_chat_checkpoint()), prefill_tokens=10**6, with_disk=False), silent)
