@@ -75,6 +75,11 @@ class ExpertsPlan:
     num_experts: int
     activation: int | None
 
+    @property
+    def is_silu(self) -> bool:
+        """Whether the gate is SiLU, for which the kernels have a pass over many rows."""
+        return self.activation == 0
+
 
 def register() -> None:
     """Makes `experts_implementation="expertflow"` valid in transformers. May be called again."""
@@ -129,10 +134,8 @@ def compute_experts(
         top_k_weights = top_k_weights.gather(1, top_k_index.clamp(0, plan.num_experts - 1))
     plan.provider.observe(plan.layer, top_k_index, top_k_weights)
     pairs = _Pairs(top_k_index, plan.num_experts)
-    x = hidden_states.float()
-    rows = torch.empty(top_k_index.numel(), x.shape[1], dtype=torch.float32)
-    if len(pairs.nobody):
-        rows[torch.from_numpy(pairs.nobody)] = 0.0
+    x = hidden_states.float().contiguous()
+    rows = torch.empty(len(pairs.tokens), x.shape[1], dtype=torch.float32)
     few_rows = plan.activation is not None and x.shape[0] <= MAX_KERNEL_ROWS
     with plan.provider.acquire(plan.layer, pairs.experts.tolist()) as lease:
         while batch := lease.next_batch():
@@ -140,26 +143,34 @@ def compute_experts(
                 _batch_by_kernel(plan, batch, pairs, x, rows)
             else:
                 _batch_by_torch(module, batch, pairs, x, rows)
-    return _combined(rows, top_k_weights.float()).to(hidden_states.dtype)
+    return _combined(rows, pairs.row_of_pair, top_k_weights.float()).to(hidden_states.dtype)
 
 
 class _Pairs:
-    """(token, k) pairs grouped by expert. Pair p is token p // top_k; its output row is p."""
+    """(token, k) pairs in the order of their experts: each expert's pairs are neighbouring rows.
+
+    `experts`: the distinct ids, ascending; `tokens` [rows]: the token of each row; `row_of_pair` [tokens, top_k]:
+    where each pair's row is, -1 for pairs routed to nobody.
+    """
 
     def __init__(self, top_k_index: torch.Tensor, num_experts: int) -> None:
-        self.top_k = top_k_index.shape[1]
         ids = top_k_index.detach().reshape(-1).numpy()
         order = np.argsort(ids, kind="stable")
-        first = np.searchsorted(ids, 0, sorter=order)
-        last = np.searchsorted(ids, num_experts, sorter=order)
-        self.nobody = np.concatenate([order[:first], order[last:]])
+        first, last = np.searchsorted(ids, [0, num_experts], sorter=order)
         order = order[first:last]
+        self.tokens = order // top_k_index.shape[1]
+        self.row_of_pair = np.full(top_k_index.shape, -1, np.int64)
+        self.row_of_pair.reshape(-1)[order] = np.arange(len(order))
         self.experts, starts = np.unique(ids[order], return_index=True)
-        self._groups = dict(zip(self.experts.tolist(), np.split(order, starts[1:]), strict=False))
+        stops = np.append(starts[1:], len(order))
+        self._rows = {
+            expert: slice(start, stop)
+            for expert, start, stop in zip(self.experts.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        }
 
-    def of(self, expert: int) -> np.ndarray:
-        """Pairs routed to `expert`, ascending."""
-        return self._groups[expert]
+    def rows_of(self, expert: int) -> slice:
+        """The rows of `expert`, whose tokens ascend."""
+        return self._rows[expert]
 
 
 Batch = Sequence[tuple[int, ExpertWeights]]
@@ -167,8 +178,8 @@ Batch = Sequence[tuple[int, ExpertWeights]]
 
 def _batch_by_torch(module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     for expert, weights in batch:
-        chosen = torch.from_numpy(pairs.of(expert))
-        tokens = chosen // pairs.top_k
+        chosen = pairs.rows_of(expert)
+        tokens = torch.from_numpy(pairs.tokens[chosen])
         rows[chosen] = expert_forward(module, weights.tensors, x[tokens])
 
 
@@ -178,9 +189,22 @@ def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tenso
     gated = getattr(module, "has_gate", True)
     first = "gate_up_proj" if gated else "up_proj"
     inner = multiply(x, tensors[first], _bias(tensors, first))
-    inner = module._apply_gate(inner) if gated else module.act_fn(inner)
+    inner = _gated(module, inner) if gated else module.act_fn(inner)
     out = multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"))
     return module.post_expert_norm(out) if getattr(module, "has_post_expert_norm", False) else out
+
+
+def _gated(module: Any, gate_up: torch.Tensor) -> torch.Tensor:
+    """act(gate) * up as the family defines it; SiLU in one pass where the kernels can."""
+    plan = getattr(module, "_expertflow", None)
+    if plan is None or not plan.is_silu:
+        return module._apply_gate(gate_up)
+    from engine.model.kernels.activation import silu_gate
+
+    kernels.use_torch_threads()
+    out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
+    silu_gate(gate_up.numpy(), out.numpy())
+    return out
 
 
 def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
@@ -199,29 +223,38 @@ def _batch_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Te
     from engine.model.kernels.expert_mlp import expert_mlp
     from engine.model.kernels.storage import kernel_view
 
-    chosen = [pairs.of(expert) for expert, _ in batch]
-    pair = np.concatenate(chosen)
+    chosen = [np.arange(len(pairs.tokens))[pairs.rows_of(expert)] for expert, _ in batch]
+    rows_of_batch = np.concatenate(chosen)
     first = batch[0][1]
     down = first.tensors["down_proj"]
+    kernels.use_torch_threads()
     expert_mlp(
         np.repeat([weights.address for _, weights in batch], [len(group) for group in chosen]),
         first.tensors["gate_up_proj"].data_ptr() - first.address,
         down.data_ptr() - first.address,
         kernel_view(down),
         plan.activation,
-        np.ascontiguousarray(x.detach().numpy()),
-        pair // pairs.top_k,
-        pair,
-        np.empty((len(pair), down.shape[1]), np.float32),
+        x.detach().numpy(),
+        pairs.tokens[rows_of_batch],
+        rows_of_batch,
+        np.empty((len(rows_of_batch), down.shape[1]), np.float32),
         rows.numpy(),
     )
 
 
-def _combined(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over k, in order, of weights [tokens, top_k] times rows [tokens * top_k, width]."""
+def _combined(rows: torch.Tensor, row_of_pair: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over k, in order, of weights [tokens, top_k] times each pair's row."""
     tokens, top_k = weights.shape
-    by_token = rows.view(tokens, top_k, -1)
-    result = by_token[:, 0] * weights[:, :1]
-    for k in range(1, top_k):
-        result.addcmul_(by_token[:, k], weights[:, k : k + 1])
+    if kernels.available():
+        from engine.model.kernels.routing import combine
+
+        kernels.use_torch_threads()
+        result = torch.empty(tokens, rows.shape[1])
+        combine(rows.numpy(), row_of_pair, weights.detach().contiguous().numpy(), result.numpy())
+        return result
+    result = torch.zeros(tokens, rows.shape[1])
+    for k in range(top_k):
+        present = torch.from_numpy(np.flatnonzero(row_of_pair[:, k] >= 0))
+        chosen = rows[torch.from_numpy(row_of_pair[:, k])[present]]
+        result[present] += chosen * weights[present, k, None]
     return result

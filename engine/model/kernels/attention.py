@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
+from engine.model.kernels.exponential import exp
 from engine.model.kernels.storage import dot
 
 CHUNK = 128  # positions one thread attends to at a time; fixed, so that sums do not depend on the thread count
@@ -61,7 +62,7 @@ def _attend_chunk(query, keys, values, scores, scale, out):
         largest = max(largest, score)
     total = np.float32(0)
     for t in range(keys.shape[0]):
-        scores[t] = np.exp(scores[t] - largest)
+        scores[t] = exp(scores[t] - largest)
         total += scores[t]
     for d in range(out.shape[0]):
         out[d] = np.float32(0)
@@ -83,7 +84,7 @@ def _merge_chunks(largest, totals, outputs, out):
     for d in range(out.shape[0]):
         out[d] = np.float32(0)
     for c in range(largest.shape[0]):
-        share = np.exp(largest[c] - overall)
+        share = exp(largest[c] - overall)
         total += share * totals[c]
         for d in range(out.shape[0]):
             out[d] += share * outputs[c, d]

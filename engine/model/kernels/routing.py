@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from engine.model.kernels.attention import rms_norm
-from engine.model.kernels.declare import inlined, kernel
+from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
+from engine.model.kernels.exponential import exp
 from engine.model.kernels.storage import dot
 
 
@@ -43,7 +44,7 @@ def _softmax_of_logits(router_weight, x, probabilities):
         largest = max(largest, probabilities[expert])
     total = np.float32(0)
     for expert in range(probabilities.shape[0]):
-        probabilities[expert] = np.exp(probabilities[expert] - largest)
+        probabilities[expert] = exp(probabilities[expert] - largest)
         total += probabilities[expert]
     for expert in range(probabilities.shape[0]):
         probabilities[expert] /= total
@@ -57,3 +58,23 @@ def add_experts(residual, rows, weights):
         for k in range(weights.shape[0]):
             total += weights[k] * rows[k, h]
         residual[h] += total
+
+
+@inlined
+def _add_scaled(out, scale, row):
+    for h in range(out.shape[0]):
+        out[h] += scale * row[h]
+
+
+@parallel_kernel
+def combine(rows, row_of_pair, weights, result):
+    """result[t] = sum over k, in order, of weights[t, k] * rows[row_of_pair[t, k]]; rows below 0 count as zero.
+
+    rows float32 [any, width], row_of_pair int64 and weights float32 [tokens, top_k], result float32 [tokens, width].
+    """
+    for t in prange(result.shape[0]):
+        for h in range(result.shape[1]):
+            result[t, h] = np.float32(0)
+        for k in range(weights.shape[1]):
+            if row_of_pair[t, k] >= 0:
+                _add_scaled(result[t], weights[t, k], rows[row_of_pair[t, k]])

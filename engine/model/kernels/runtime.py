@@ -15,6 +15,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ _OMP_MODULE = "numba.np.ufunc.omppool"
 _SYSTEM_NAME = b"\0libgomp.so.1.0.0\0"  # what numba's wheel links against
 _TORCH_NAME = b"\0libgomp.so.1\0\0\0\0\0"  # what torch ships and has loaded already
 
+_calling_thread = threading.local()
+
 
 @functools.cache
 def unavailable_reason() -> str | None:
@@ -34,13 +37,24 @@ def unavailable_reason() -> str | None:
 
         import engine.model.kernels.declare  # noqa: F401  (makes the threads ready)
 
+        threads = torch.get_num_threads()
         _launch_threads()
+        torch.set_num_threads(threads)  # launching set the shared runtime's number to the most that may be used
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         return f"The compiled kernels cannot run on this machine ({error}); PyTorch computes instead."
     layer = sys.modules["numba"].threading_layer()
     if layer != "omp":
         return f"The compiled kernels need OpenMP threads, but only '{layer}' started; PyTorch computes instead."
     return None
+
+
+def use_torch_threads() -> None:
+    """Lets the kernels that this thread starts run on as many threads as torch's operators do."""
+    threads = torch.get_num_threads()
+    if getattr(_calling_thread, "threads", None) != threads:
+        numba = sys.modules["numba"]
+        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+        _calling_thread.threads = threads
 
 
 def available() -> bool:
@@ -64,10 +78,10 @@ def cache_folder() -> Path:
 
 
 def set_numba_environment() -> None:
-    """numba reads its settings from the environment: as many threads as torch computes with, and where code is kept."""
+    """numba reads its settings from the environment: where code is kept, and the most threads that may be used."""
     os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
     os.environ["NUMBA_THREADING_LAYER"] = "omp"
-    os.environ["NUMBA_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), os.cpu_count() or 1)))
+    os.environ["NUMBA_NUM_THREADS"] = str(max(torch.get_num_threads(), os.cpu_count() or 1))
     if "numba" in sys.modules:
         sys.modules["numba"].config.reload_config()
 

@@ -28,11 +28,23 @@ def kernel_view(tensor: torch.Tensor) -> np.ndarray:
 
 
 @intrinsic
-def _bits_to_float32(typing_context, bits):
+def bits_to_float32(typing_context, bits):
+    """uint32 -> the float32 of the same bits."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
+
+
+@intrinsic
+def float32_to_bits(typing_context, value):
+    """float32 -> its bits as uint32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
 
 
 @intrinsic
@@ -53,7 +65,7 @@ def to_float32(stored):
 @overload(to_float32)
 def _to_float32(stored):
     if stored == types.uint16:
-        return lambda stored: _bits_to_float32(np.uint32(stored) << np.uint32(16))
+        return lambda stored: bits_to_float32(np.uint32(stored) << np.uint32(16))
     if stored == types.int16:
         return lambda stored: half_to_float32(np.uint32(np.uint16(stored)))
     if stored == types.float32:
@@ -66,8 +78,8 @@ def half_to_float32(bits):
     """fp16 bits (uint32) as float32: rebiasing the exponent by a product keeps subnormal numbers exact."""
     magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
     sign = (bits & np.uint32(0x8000)) << np.uint32(16)
-    finite = _bits_to_float32(magnitude) * np.float32(2.0**112)
-    special = _bits_to_float32(magnitude | np.uint32(0x7F800000))
+    finite = bits_to_float32(magnitude) * np.float32(2.0**112)
+    special = bits_to_float32(magnitude | np.uint32(0x7F800000))
     value = special if magnitude >= np.uint32(0x0F800000) else finite
     return -value if sign else value
 
