@@ -13,6 +13,7 @@ import torch
 
 from engine.model.experts import Batch, ExpertProvider, ExpertWeights, expert_forward, plain_activation
 from engine.model.fast_support import family_of, is_moe, sliding_window, unsupported_reason
+from engine.model.kernels import use_torch_threads
 from engine.model.kv_cache import KvCache, KvLayer
 
 if TYPE_CHECKING:  # compiled kernels load only where they can run
@@ -66,6 +67,7 @@ class FastDecoder:
 
         Raises ContextFull when the cache has no room, and whatever the provider raises; the cache is then as before.
         """
+        use_torch_threads()
         self._kv.require_room(1)
         position = self._kv.length
         cos, sin = self._rotary.at(position)

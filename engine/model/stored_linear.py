@@ -85,6 +85,7 @@ def _matvec_for(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] 
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
         out = torch.empty(x.shape[0], stored.shape[0], dtype=torch.float32)
+        kernels.use_torch_threads()
         matvec(stored, x.detach().contiguous().numpy(), out.numpy())
         return out
 
