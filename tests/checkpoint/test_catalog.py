@@ -118,8 +118,10 @@ def test_a_dense_model_is_called_that():
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
-    (problem,) = scan_models()[1]
+    models, (problem,) = scan_models()
+    assert names(models) == ["demo"]
     assert problem.name == "dense"
+    assert "expert" in problem.cause
 
 
 def test_models_of_the_hugging_face_cache(home):

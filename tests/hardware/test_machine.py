@@ -16,7 +16,7 @@ from engine.hardware.memory_cgroup import MemoryLimit
 def test_the_survey_says_what_the_system_says():
     found = machine.survey_machine()
     assert 0 < found.ram_available_bytes <= found.ram_total_bytes <= psutil.virtual_memory().total
-    assert found.cpu_threads == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert 1 <= found.cpu_threads <= os.cpu_count()
     assert found.python == platform.python_version()
     assert found.cpu
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict() | {"gpus": list(found.to_dict()["gpus"])}
