@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine import Engine
 
 Loader = Callable[..., "Engine"]
+FIRST_STAGE = "Starting the engine"
 
 
 class LoadFailed(EngineError):
@@ -51,7 +52,7 @@ class EngineHost:
         self.options = dict(options)
         self._load = load or _load_engine
         self._engine: Engine | None = None
-        self._state = LoadState("Starting")
+        self._state = LoadState(FIRST_STAGE)
         self._finished = threading.Event()
         self._closed = False
         self._lock = threading.Lock()
@@ -75,7 +76,7 @@ class EngineHost:
             self.options.update(changed_options)
             self._finished.clear()
             self._started_at = time.monotonic()
-            self._state = LoadState("Starting")
+            self._state = LoadState(FIRST_STAGE)
             self._thread = threading.Thread(target=self._run, name="engine-loader", daemon=True)
             self._thread.start()
 

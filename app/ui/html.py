@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from app.engine_host import LoadState
-from app.ui.plan_view import Plan, budget_words, invitation, total_words
+from app.ui.plan_view import Plan, budget_words, bytes_in_words, invitation, total_words
 from engine.errors import EngineError
 
 PREVIEW = "Release to apply."
@@ -32,13 +32,20 @@ def load_notice(state: LoadState) -> str:
         return error_notice(state.error)
     share = 100 * state.done / state.total if state.total else 0
     bar = f'<progress max="100" value="{share:.0f}"></progress>' if state.total else "<progress></progress>"
-    count = f"{state.done:,} of {state.total:,}" if state.total else ""
+    count = _progress_words(state.done, state.total) if state.total else ""
     return (
         '<div class="notice notice-info" role="status">'
         f"<strong>{escape(state.stage)}</strong>"
         f'<span class="notice-words">{count} {bar}<br>You can write already: '
         "your message is answered as soon as the model is ready.</span></div>"
     )
+
+
+def _progress_words(done: int, total: int) -> str:
+    """Stages count bytes or pieces; millions of pieces do not occur."""
+    if total >= 1_000_000:
+        return f"{bytes_in_words(done)} of {bytes_in_words(total)}"
+    return f"{done:,} of {total:,}"
 
 
 def header(model_name: str, details: str, pill: str, pill_kind: str) -> str:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 from app.program import Program
 from app.server import listen, make_server
 
-TIMEOUT_MILLISECONDS = 60_000  # a busy machine is no failure
+TIMEOUT_MILLISECONDS = 120_000  # a busy machine is no failure
 # What Gradio's client writes when a page is left while a request is under way.
 LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "ERR_CONNECTION_REFUSED", "network error")
 
@@ -63,16 +63,24 @@ class Visit:
         if text is not None:
             expect(self.page.locator(selector).first).to_contain_text(text, timeout=TIMEOUT_MILLISECONDS)
 
+    def see_more_than(self, selector: str, characters: int) -> str:
+        """Waits until it holds more text than that; returns the text."""
+        longer = "([selector, count]) => document.querySelector(selector)?.innerText.length > count"
+        self.page.wait_for_function(longer, arg=[selector, characters])
+        return self.text(selector).strip()
+
     def not_see(self, selector: str) -> None:
         expect(self.page.locator(selector).first).to_be_hidden(timeout=TIMEOUT_MILLISECONDS)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
 
-    def say(self, words: str) -> None:
-        """Writes a message and sends it with Enter."""
+    def say(self, words: str, accepted: bool = True) -> None:
+        """Writes a message and sends it with Enter; an accepted message leaves the field."""
         self.page.fill("#message textarea", words)
         self.page.press("#message textarea", "Enter")
+        if accepted:
+            expect(self.page.locator("#message textarea")).to_have_value("", timeout=TIMEOUT_MILLISECONDS)
 
     def wait_for_answer(self) -> None:
         """Until nothing is being written any more."""

@@ -149,7 +149,7 @@ def test_a_second_tab_watches_and_is_refused_in_words(serve, visit, slow_engine)
     second.see("#header", "Answering")
     second.page.click("#new-chat")
     second.see("#chatbot", "Ask something")
-    second.say("Me too")
+    second.say("Me too", accepted=False)
     second.see("#notice", "An answer is being written in “Count for me”")
     assert second.page.input_value("#message textarea") == "Me too"
     first.page.click("#stop")
