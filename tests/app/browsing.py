@@ -12,7 +12,14 @@ from app.server import listen, make_server
 
 TIMEOUT_MILLISECONDS = 120_000  # a busy machine is no failure
 # What Gradio's client writes when a page is left while a request is under way.
-LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "ERR_CONNECTION_REFUSED", "network error")
+LEAVING = (
+    "AbortError",
+    "ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "Connection errored out",
+    "Failed to fetch",
+    "ERR_CONNECTION_REFUSED",
+    "network error",
+)
 
 
 class ServedProgram:

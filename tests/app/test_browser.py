@@ -102,12 +102,12 @@ def test_the_plan_is_shown_and_a_question_is_answered_as_it_is_written(command, 
     page.see("#panels .tile-hit .tile-unit", "%")
     page.page.click("#stop")
     page.wait_for_answer()
-    page.see("#chatbot [data-testid=bot] p")
+    page.see("#chatbot [data-testid=bot]")
     answer = page.answers()[0]
     assert len(answer) > WRITTEN
     page.see("#facts", "tokens/s")
     page.reload()
-    page.see("#chatbot [data-testid=bot] p")
+    page.see("#chatbot [data-testid=bot]")
     assert page.answers() == [answer]
 
 
@@ -182,5 +182,5 @@ def test_ctrl_c_ends_it_at_once_and_saves_the_answer_in_progress(command, visit)
     command.start()
     again = visit(command.address)
     again.page.click("#chat-list label:has-text('Tell me about mountains.')")
-    again.see("#chatbot [data-testid=bot] p")
+    again.see("#chatbot [data-testid=bot]")
     again.see("#facts", "stopped")

@@ -24,6 +24,9 @@ const section = (title, caption) => {
 };
 
 root.textContent = "";
+root.append(make("p", "empty panels-empty",
+  "As soon as the model is ready you see here: speed and hit rate, what the memory is used for, " +
+  "which experts are in it, what is fetched while an answer is written, and how long computing waited for it."));
 const tilesBox = make("div", "tiles");
 root.append(tilesBox);
 const memoryBox = section("Memory", "");
