@@ -179,7 +179,7 @@ class Belady(EvictionPolicy):
 
 
 POLICY_NAMES = ("lru", "lru-per-layer", "lfu")
-DEFAULT_POLICY = "lfu"
+DEFAULT_POLICY = "lru-per-layer"
 
 
 def make_policy(name: str, layers: int) -> EvictionPolicy:

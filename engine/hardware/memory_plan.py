@@ -159,7 +159,7 @@ def _absolute_plan(footprint: Footprint, budget_bytes: int, text: str) -> Memory
         need = minimum_budget_bytes(footprint)
         raise BudgetTooSmall(
             f"A budget of {format_bytes(budget_bytes)} is too small: this model needs at least {format_bytes(need)} "
-            f"({format_bytes(footprint.dense_bytes)} dense weights, {format_bytes(footprint.kv_bytes)} for the context, "
+            f"({format_bytes(footprint.dense_bytes)} dense weights, {format_bytes(footprint.kv_bytes)} of context, "
             f"{format_bytes(footprint.workspace_bytes)} workspace and {footprint.minimum_slots} experts).",
             f"Set the budget to {-(-need // MIB)} MiB or more, or lower the context length.",
             need,
