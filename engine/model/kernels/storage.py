@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, overload
 
 from engine.model.kernels.declare import inlined
+
+# without them the compiler would call a library function that compiled kernels do not have
+_HAS_HALF_INSTRUCTIONS = binding.get_host_cpu_features().get("f16c", False)
 
 _KERNEL_DTYPES = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.float32}
 
@@ -48,6 +51,16 @@ def float32_to_bits(typing_context, value):
 
 
 @intrinsic
+def _extend_half(typing_context, bits):
+    """fp16 bits (int16) -> float32 by the processor's own instruction."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
 def pointer_at(typing_context, address):
     """The address (int64) as a pointer that `numba.carray` accepts."""
 
@@ -66,6 +79,8 @@ def to_float32(stored):
 def _to_float32(stored):
     if stored == types.uint16:
         return lambda stored: bits_to_float32(np.uint32(stored) << np.uint32(16))
+    if stored == types.int16 and _HAS_HALF_INSTRUCTIONS:
+        return lambda stored: _extend_half(stored)
     if stored == types.int16:
         return lambda stored: half_to_float32(np.uint32(np.uint16(stored)))
     if stored == types.float32:
