@@ -53,24 +53,51 @@ def _rotate(heads, cos, sin):
 
 
 @inlined
+def _scores(query, keys, scale, scores):
+    """scores[t] = scale * keys[t] . query, four positions at a time, so that sums run beside each other."""
+    fours = keys.shape[0] // 4 * 4
+    for t in range(0, fours, 4):
+        first, second, third, fourth = keys[t], keys[t + 1], keys[t + 2], keys[t + 3]
+        a = b = c = d = np.float32(0)
+        for i in range(query.shape[0]):
+            a += first[i] * query[i]
+            b += second[i] * query[i]
+            c += third[i] * query[i]
+            d += fourth[i] * query[i]
+        scores[t], scores[t + 1], scores[t + 2], scores[t + 3] = a * scale, b * scale, c * scale, d * scale
+    for t in range(fours, keys.shape[0]):
+        scores[t] = dot(keys[t], query) * scale
+
+
+@inlined
+def _weighted_sum(weights, values, out):
+    """out = sum over t of weights[t] * values[t], four positions at a time."""
+    for i in range(out.shape[0]):
+        out[i] = np.float32(0)
+    fours = values.shape[0] // 4 * 4
+    for t in range(0, fours, 4):
+        a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        first, second, third, fourth = values[t], values[t + 1], values[t + 2], values[t + 3]
+        for i in range(out.shape[0]):
+            out[i] += (a * first[i] + b * second[i]) + (c * third[i] + d * fourth[i])
+    for t in range(fours, values.shape[0]):
+        a, first = weights[t], values[t]
+        for i in range(out.shape[0]):
+            out[i] += a * first[i]
+
+
+@inlined
 def _attend_chunk(query, keys, values, scores, scale, out):
     """Unnormalised attention of one query over some positions; returns (largest score, sum of exponentials)."""
+    _scores(query, keys, scale, scores)
     largest = np.float32(-np.inf)
     for t in range(keys.shape[0]):
-        score = dot(keys[t], query) * scale
-        scores[t] = score
-        largest = max(largest, score)
+        largest = max(largest, scores[t])
     total = np.float32(0)
     for t in range(keys.shape[0]):
         scores[t] = exp(scores[t] - largest)
         total += scores[t]
-    for d in range(out.shape[0]):
-        out[d] = np.float32(0)
-    for t in range(keys.shape[0]):
-        share = scores[t]
-        value = values[t]
-        for d in range(out.shape[0]):
-            out[d] += share * value[d]
+    _weighted_sum(scores, values, out)
     return largest, total
 
 
