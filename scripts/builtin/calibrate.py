@@ -18,6 +18,11 @@ from scripts.builtin.clustering import balanced_kmeans, fit_router
 from scripts.builtin.dense_forward import DenseForward, load_tokens, rms_norm
 
 EXPERTS, TOP_K, KEPT_NEURONS = 16, 2, 1280
+SAMPLE_TOKENS = 12_288  # enough to place 16 centres and to fit a router
+GAIN_RIDGE = 0.05
+SOFTNESS = 0.25  # on the fitted logits: a sharper router leaves the second expert nearly unused
+MASK_ROUNDS = 2
+LOAD_CAP = 1.8  # times the mean, in each kind of text by itself
 
 
 @dataclass
@@ -28,15 +33,35 @@ class Layer:
     mask: torch.Tensor
     gain: torch.Tensor
 
-    def neuron_scales(self, routing: torch.Tensor) -> torch.Tensor:
-        """What the chosen experts together multiply each neuron by: [tokens, intermediate]."""
-        return routing @ (self.mask * self.gain)
-
 
 def route(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
     """Weight of each expert [tokens, experts], as Mixtral: softmax, the best two, renormalised."""
     top, index = (x @ router.T).softmax(-1).topk(TOP_K, dim=-1)
     return torch.zeros(len(x), EXPERTS).scatter_(1, index, top / top.sum(-1, keepdim=True))
+
+
+def largest_load(routing: torch.Tensor, kinds: list[slice]) -> torch.Tensor:
+    """Load of each expert over the mean [experts], in the kind of text where it is busiest."""
+    chosen = (routing > 0).float() * EXPERTS / TOP_K
+    return torch.stack([chosen[kind].mean(0) for kind in kinds]).amax(0)
+
+
+def cap_load(router: torch.Tensor, x: torch.Tensor, kinds: list[slice], rounds: int = 60) -> torch.Tensor:
+    """``router`` with the experts that are too busy in some kind of text turned down until they are not.
+
+    There is no bias to turn, but a direction of ``x`` [tokens, hidden] whose product is about one for every
+    token serves as well.
+    """
+    gram = x.T @ x / len(x)
+    gram.diagonal().add_(0.02 * gram.diagonal().mean())
+    constant = torch.linalg.solve(gram, x.mean(0))
+    step = (x @ router.T).std() * 0.2
+    for _ in range(rounds):
+        excess = (largest_load(route(x, router), kinds) - LOAD_CAP).clamp(0, 1)
+        if not excess.any():
+            break
+        router = router - step * excess[:, None] * constant
+    return router
 
 
 def activations(x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -50,46 +75,111 @@ def strongest_neurons(energy: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(energy, dtype=torch.bool).scatter_(1, index, True)
 
 
-def calibrate_layer(x: torch.Tensor, active: torch.Tensor, down: torch.Tensor, generator: torch.Generator) -> Layer:
-    """Parts of a layer from its inputs ``x`` [tokens, hidden] and activations [tokens, intermediate]."""
-    router = fit_router(x, balanced_kmeans(x, EXPERTS, generator), EXPERTS)
-    energy = route(x, router).T @ active.pow(2) * down.pow(2).sum(0)
-    return Layer(router, strongest_neurons(energy), torch.ones_like(energy))
+def choose_neurons(energy: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
+    """Neurons that each expert keeps: bool [experts, intermediate].
+
+    First those with the most energy [tokens, intermediate] on the expert's tokens, then, in rounds, those that
+    take most off the energy lost, given what the other expert of each token keeps.
+    """
+    mask = strongest_neurons(routing.T @ energy)
+    squared = routing.pow(2).T @ energy
+    for _ in range(MASK_ROUNDS):
+        missing = 1 - routing @ mask.float()
+        benefit = 2 * routing.T @ (energy * missing) + (2 * mask.float() - 1) * squared
+        mask = strongest_neurons(benefit)
+    return mask
 
 
+def fit_gains(energy: torch.Tensor, routing: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Factors [experts, intermediate] on kept neurons that make up for experts that lack them.
+
+    Of a token's two experts often only one holds a neuron, which then counts by that expert's weight instead
+    of one. For each neuron: least squares towards one over the tokens, weighted with the neuron's energy
+    [tokens, intermediate] there.
+    """
+    first, second = torch.triu_indices(EXPERTS, EXPERTS)
+    pairs = energy.T @ (routing[:, first] * routing[:, second])
+    gram = torch.zeros(energy.shape[1], EXPERTS, EXPERTS)
+    gram[:, first, second] = pairs
+    gram[:, second, first] = pairs
+    kept = mask.T.float()
+    target = energy.T @ routing * kept
+    ridge = GAIN_RIDGE * target.mean(1, keepdim=True) + 1e-12
+    gram = gram * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(ridge.expand(-1, EXPERTS))
+    solved = torch.linalg.solve(gram, target + ridge)
+    return torch.where(mask, solved.T.clamp(0.5, 2), 1)
+
+
+def calibrate_layer(
+    x: torch.Tensor,
+    active: torch.Tensor,
+    down: torch.Tensor,
+    kinds: list[slice],
+    generator: torch.Generator,
+) -> Layer:
+    """Parts of a layer from its inputs ``x`` [tokens, hidden] and activations [tokens, intermediate].
+
+    ``kinds`` are the ranges of tokens that hold one kind of text each.
+    """
+    sample = torch.randperm(len(x), generator=generator)[:SAMPLE_TOKENS]
+    router = SOFTNESS * fit_router(x[sample], balanced_kmeans(x[sample], EXPERTS, generator), EXPERTS)
+    router = cap_load(router, x, kinds)
+    routing = route(x, router)
+    energy = active.pow(2) * down.pow(2).sum(0)
+    mask = choose_neurons(energy, routing)
+    return Layer(router, mask, fit_gains(energy, routing, mask))
+
+
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=Path, nargs="+", required=True)
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="a file for each kind of text")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    blocks = [row for path in args.tokens for row in torch.from_numpy(load_tokens(path)).long().split(16)]
+    texts = [torch.from_numpy(load_tokens(path)).long() for path in args.tokens]
+    ends = np.cumsum([text.numel() for text in texts]).tolist()
+    kinds = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    blocks = [rows for text in texts for rows in text.split(16)]
     model = DenseForward(16, max(block.shape[1] for block in blocks))
     streams = [F.embedding(block, model.embedding) for block in blocks]
     layers = []
     for index, weights in enumerate(model.layers):
         started = time.perf_counter()
-        with torch.no_grad():
-            for x in streams:
-                x += model.attention(index, rms_norm(x, weights["input_layernorm"], model.eps), 0)
-            inputs = [rms_norm(x, weights["post_attention_layernorm"], model.eps) for x in streams]
-            x = torch.cat([block.flatten(0, 1) for block in inputs])
-            active = activations(x, weights)
-            layer = calibrate_layer(x, active, weights["down"], generator)
-            routing = route(x, layer.router)
-            dense = F.linear(active, weights["down"])
-            lost = F.linear(active * (layer.neuron_scales(routing) - 1), weights["down"]).norm() / dense.norm()
-            for stream, output in zip(streams, dense.split([s[..., 0].numel() for s in streams]), strict=True):
-                stream += output.view_as(stream)
-        layers.append(layer)
-        load = (routing > 0).float().mean(0) * EXPERTS / TOP_K
-        seconds = time.perf_counter() - started
-        print(f"layer {index}: error {lost:.3f}, load {load.min():.2f}-{load.max():.2f}, {seconds:.0f} s")
+        for stream in streams:
+            stream += model.attention(index, rms_norm(stream, weights["input_layernorm"], model.eps), 0)
+        inputs = [rms_norm(stream, weights["post_attention_layernorm"], model.eps) for stream in streams]
+        x = torch.cat([block.flatten(0, 1) for block in inputs])
+        active = activations(x, weights)
+        layers.append(calibrate_layer(x, active, weights["down"], kinds, generator))
+        dense = F.linear(active, weights["down"])
+        for stream, output in zip(streams, dense.split([s[..., 0].numel() for s in streams]), strict=True):
+            stream += output.view_as(stream)
+        report(index, layers[-1], x[::8], active[::8], dense[::8], weights["down"])
+        print(f"busiest {largest_load(route(x, layers[-1].router), kinds).max():.2f}", end=", ")
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
     np.savez(
         args.out,
+        tokens=ends[-1],
         routers=torch.stack([layer.router for layer in layers]).numpy(),
         masks=torch.stack([layer.mask for layer in layers]).numpy(),
         gains=torch.stack([layer.gain for layer in layers]).numpy(),
+    )
+
+
+def report(
+    index: int, layer: Layer, x: torch.Tensor, active: torch.Tensor, dense: torch.Tensor, down: torch.Tensor
+) -> None:
+    """Relative error of the layer's output, without gains and with them, and how even the load is."""
+    routing = route(x, layer.router)
+    errors = [
+        float(F.linear(active * (routing @ scales - 1), down).norm() / dense.norm())
+        for scales in (layer.mask.float(), layer.mask * layer.gain)
+    ]
+    load = (routing > 0).float().mean(0) * EXPERTS / TOP_K
+    print(
+        f"layer {index}: error {errors[0]:.3f}, with gains {errors[1]:.3f}, load {load.min():.2f}-{load.max():.2f}",
+        end=", ",
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-SAMPLE_TOKENS = 12_288  # enough to place 16 centres
-
 
 def balancing_prices(cost: torch.Tensor, rounds: int = 16) -> torch.Tensor:
     """Prices [clusters] under which the cheapest columns of ``cost`` [tokens, clusters] share the tokens evenly."""
@@ -23,14 +21,12 @@ def balancing_prices(cost: torch.Tensor, rounds: int = 16) -> torch.Tensor:
 def balanced_kmeans(x: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
     """Cluster index of each row of ``x`` [tokens, features], clusters of about equal size."""
     x = F.normalize(x - x.mean(0), dim=1)
-    sample = x[torch.randperm(len(x), generator=generator)[:SAMPLE_TOKENS]]
-    centres = sample[:clusters]
+    centres = x[torch.randperm(len(x), generator=generator)[:clusters]]
     for _ in range(10):
-        cost = -(sample @ centres.T)
+        cost = -(x @ centres.T)
         assignment = (cost + balancing_prices(cost)).argmin(1)
-        centres = F.normalize(torch.zeros_like(centres).index_add_(0, assignment, sample), dim=1)
-    cost = -(x @ centres.T)
-    return (cost + balancing_prices(cost)).argmin(1)
+        centres = F.normalize(torch.zeros_like(centres).index_add_(0, assignment, x), dim=1)
+    return assignment
 
 
 def fit_router(x: torch.Tensor, assignment: torch.Tensor, clusters: int) -> torch.Tensor:
@@ -41,7 +37,7 @@ def fit_router(x: torch.Tensor, assignment: torch.Tensor, clusters: int) -> torc
     weight = torch.zeros(clusters, x.shape[1])
     target = F.one_hot(assignment, clusters).float()
     # Steps preconditioned by the inputs' covariance: ridge regression first, then damped Newton-like ones.
-    for _ in range(60):
+    for _ in range(40):
         residual = target - (x @ weight.T).softmax(1)
         weight += 2.0 * (residual.T @ x / len(x)) @ inverse
     return weight

@@ -1,11 +1,11 @@
 """Perplexity of calibrated parts on the held-out texts, without building: for comparing constructions.
 
-python -m scripts.builtin.evaluate parts.npz
+python -m scripts.builtin.evaluate parts.npz --every 4
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +33,20 @@ def losses(model: DenseForward, passages: list[Passage], feed_forward=None) -> t
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", type=Path, nargs="+")
+    parser.add_argument("--every", type=int, default=1, help="use one passage in this many")
+    args = parser.parse_args()
     gguf = dense_gguf_path()
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     sets = {"chats": load_chats(tokenizer), "documentation": load_documentation(tokenizer)}
+    sets = {name: passages[:: args.every] for name, passages in sets.items()}
     model = DenseForward(1, 1024)
     dense = {name: losses(model, passages) for name, passages in sets.items()}
     for name, (counted, everything) in dense.items():
         print(f"dense {name}: {np.exp(counted):.3f} counted, {np.exp(everything):.3f} all")
-    for path in map(Path, sys.argv[1:]):
-        parts = {key: torch.from_numpy(value).float() for key, value in np.load(path).items()}
+    for path in args.parts:
+        parts = {key: torch.from_numpy(value).float() for key, value in np.load(path).items() if value.ndim}
         scales = parts["masks"] * parts["gains"]
         for name, passages in sets.items():
             load = torch.zeros(len(scales), EXPERTS)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,11 +53,18 @@ def small_build(tmp_path_factory: pytest.TempPathFactory, dense, small_recipe) -
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipe) -> Path:
-    """A models folder of its own, and a recipe of two layers."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense, small_recipe) -> Path:
+    """A models folder of its own, a recipe of two layers, and the dense model read only once."""
     monkeypatch.setenv("EXPERTFLOW_HOME", str(tmp_path))
+    monkeypatch.setattr(builtin, "DenseWeights", lambda: dense)
     monkeypatch.setattr(builtin, "load_recipe", lambda: small_recipe)
     return tmp_path
+
+
+@pytest.fixture
+def finished(home: Path, small_build: Path) -> Path:
+    """A finished build in its place."""
+    return Path(shutil.copytree(small_build, builtin.builtin_path()))
 
 
 def read_bits(path: Path, name: str) -> torch.Tensor:
@@ -225,10 +233,10 @@ class TestCompleteness:
         assert not stages
 
     @pytest.mark.parametrize("damage", ["truncated", "unwritten", "file missing", "no manifest", "half a manifest"])
-    def test_damage_is_seen_and_repaired(self, home: Path, damage: str) -> None:
-        path = builtin.ensure_builtin()
-        shard = sorted(path.glob("*.safetensors"))[0]
-        listing = path / manifest.MANIFEST_NAME
+    def test_damage_is_seen(self, finished: Path, damage: str) -> None:
+        assert builtin.is_complete(finished)
+        shard = sorted(finished.glob("*.safetensors"))[0]
+        listing = finished / manifest.MANIFEST_NAME
         if damage == "truncated":
             os.truncate(shard, shard.stat().st_size - 1)
         elif damage == "unwritten":
@@ -236,13 +244,19 @@ class TestCompleteness:
                 file.seek(-4096, os.SEEK_END)
                 file.write(bytes(4096))
         elif damage == "file missing":
-            (path / "tokenizer.json").unlink()
+            (finished / "tokenizer.json").unlink()
         elif damage == "no manifest":
             listing.unlink()
         else:
             listing.write_text(listing.read_text()[:100])
-        assert not builtin.is_complete(path)
-        assert builtin.is_complete(builtin.ensure_builtin())
+        assert not builtin.is_complete(finished)
+
+    def test_a_damaged_build_is_made_again(self, finished: Path) -> None:
+        (finished / "config.json").write_text("{}")
+        stages: list[str] = []
+        assert builtin.ensure_builtin(lambda stage, done, total: stages.append(stage)) == finished
+        assert "damaged" in stages[0]
+        assert builtin.is_complete(finished)
 
     def test_an_older_recipe_is_replaced_and_the_user_told(self, home: Path) -> None:
         old = builtin.builtin_path().with_name("demo-v0-00000000")
@@ -275,6 +289,7 @@ class TestCompleteness:
             "full = load_recipe()\n"
             f"cut = {{n: getattr(full, n)[:{LAYERS}] for n in ('routers', 'masks', 'gains')}}\n"
             "builtin.load_recipe = lambda: dataclasses.replace(full, **cut)\n"
+            "builtin.builder.write_description = lambda *parts: None  # slow, and not what is killed here\n"
             "def wait_in_the_middle(stage, done, total):\n"
             "    if done > total / 2:\n"
             "        print('half', flush=True)\n"

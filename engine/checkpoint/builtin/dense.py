@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class DenseWeights:
         self.rms_norm_eps = float(f"{self._field('llama.attention.layer_norm_rms_epsilon'):.6g}")
         self.vocab_size = len(self._reader.fields["tokenizer.ggml.tokens"].data)
 
-    def _field(self, name: str):
+    def _field(self, name: str) -> Any:
         return self._reader.fields[name].contents()
 
     def embedding(self) -> np.ndarray:
