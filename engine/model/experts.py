@@ -120,6 +120,7 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
+@torch.no_grad()
 def compute_experts(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
@@ -180,18 +181,19 @@ def _batch_by_torch(module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Ten
     for expert, weights in batch:
         chosen = pairs.rows_of(expert)
         tokens = torch.from_numpy(pairs.tokens[chosen])
-        rows[chosen] = expert_forward(module, weights.tensors, x[tokens])
+        expert_forward(module, weights.tensors, x[tokens], out=rows[chosen])
 
 
-def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """One expert of any family on the seam: [rows, width] -> [rows, width], fp32."""
+def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tensor, out: torch.Tensor) -> None:
+    """One expert of any family on the seam: x [rows, width] -> out [rows, width], fp32."""
     multiply = upcast.linear_transposed if getattr(module, "is_transposed", False) else upcast.linear
     gated = getattr(module, "has_gate", True)
     first = "gate_up_proj" if gated else "up_proj"
     inner = multiply(x, tensors[first], _bias(tensors, first))
     inner = _gated(module, inner) if gated else module.act_fn(inner)
-    out = multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"))
-    return module.post_expert_norm(out) if getattr(module, "has_post_expert_norm", False) else out
+    multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"), out=out)
+    if getattr(module, "has_post_expert_norm", False):
+        out.copy_(module.post_expert_norm(out))
 
 
 def _gated(module: Any, gate_up: torch.Tensor) -> torch.Tensor:

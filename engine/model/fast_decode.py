@@ -206,8 +206,9 @@ class _Moe:
         if layout.stored is None:
             x = torch.from_numpy(self._x)
             for expert, weights in batch:
-                output = expert_forward(self._experts_module, weights.tensors, x)
-                self._outputs[ids.index(expert)] = output[0].numpy()
+                row = ids.index(expert)
+                output = torch.from_numpy(self._outputs[row : row + 1])
+                expert_forward(self._experts_module, weights.tensors, x, output)
             return
         for i, (expert, weights) in enumerate(batch):
             self._addresses[i] = weights.address

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 
 import torch
-import torch.nn.functional as F
 
 PIECE_BYTES = 8 << 20  # of fp32; also what each computing thread keeps for it
 
@@ -32,27 +31,36 @@ def raised(weight: torch.Tensor) -> torch.Tensor:
     return buffer[: weight.numel()].view(weight.shape).copy_(weight)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x @ weight.T + bias in fp32; x [rows, in], weight [out, in] in any storage dtype, bias fp32 [out]."""
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x @ weight.T + bias in fp32; x [rows, in], weight [out, in] in any storage dtype, bias fp32 [out].
+
+    Written to `out` [rows, out] fp32 when given.
+    """
     out_features, in_features = weight.shape
     rows_per_piece = max(1, PIECE_BYTES // (4 * in_features))
+    result = torch.empty(x.shape[0], out_features) if out is None else out
     if weight.dtype == torch.float32 or out_features <= rows_per_piece:
-        return F.linear(x, raised(weight), bias)
-    result = x.new_empty(x.shape[0], out_features)
-    for start in range(0, out_features, rows_per_piece):
-        stop = min(start + rows_per_piece, out_features)
-        torch.matmul(x, raised(weight[start:stop]).t(), out=result[:, start:stop])
+        torch.mm(x, raised(weight).t(), out=result)
+    else:
+        for start in range(0, out_features, rows_per_piece):
+            stop = min(start + rows_per_piece, out_features)
+            torch.mm(x, raised(weight[start:stop]).t(), out=result[:, start:stop])
     return result if bias is None else result.add_(bias)
 
 
-def linear_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x @ weight + bias in fp32; x [rows, in], weight [in, out] in any storage dtype, bias fp32 [out]."""
+def linear_transposed(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same for weight [in, out]: x @ weight + bias."""
     in_features, out_features = weight.shape
     rows_per_piece = max(1, PIECE_BYTES // (4 * out_features))
+    result = torch.empty(x.shape[0], out_features) if out is None else out
     if weight.dtype == torch.float32 or in_features <= rows_per_piece:
-        result = x @ raised(weight)
+        torch.mm(x, raised(weight), out=result)
     else:
-        result = x.new_zeros(x.shape[0], out_features)
+        result.zero_()
         for start in range(0, in_features, rows_per_piece):
             stop = min(start + rows_per_piece, in_features)
             result.addmm_(x[:, start:stop], raised(weight[start:stop]))

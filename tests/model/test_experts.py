@@ -110,6 +110,18 @@ def test_torch_alone_computes_the_same(monkeypatch):
     torch.testing.assert_close(module(x, ids, weights), compiled, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_dtype_the_kernels_cannot_read_goes_through_torch(tokens):
+    model = tiny_moe("mixtral")
+    module = find_experts(model)[0]
+    x, ids, weights = routing(model, module, tokens)
+    model.set_experts_implementation("eager")
+    expected = module(x, ids, weights)
+    attach(find_experts(model), ResidentExperts(find_experts(model), torch.float64))
+    model.set_experts_implementation("expertflow")
+    torch.testing.assert_close(module(x, ids, weights), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_only_the_plain_gated_form_goes_to_the_kernels():
     plain = {name: plain_activation(find_experts(tiny_moe(name))[0]) for name in ("mixtral", "gpt_oss", "nemotron_h")}
     assert plain == {"mixtral": 0, "gpt_oss": None, "nemotron_h": None}

@@ -96,6 +96,15 @@ def test_transformers_and_the_fast_path_share_one_cache():
         assert_close(decoder.step(int(ids[0, position])), stock[position])
 
 
+def test_experts_of_a_dtype_the_kernels_cannot_read_go_through_torch():
+    model, ids = tiny_moe("mixtral"), token_ids(14)
+    stock = model(ids).logits[0]
+    provider = ShuffledExperts(model, 0, torch.float64)
+    decoder, _ = decoder_after(model, provider, ids[:, :10])
+    for position in range(10, 14):
+        assert_close(decoder.step(int(ids[0, position])), stock[position])
+
+
 def test_a_failed_transfer_leaves_the_cache_as_it_was():
     model, ids = tiny_moe("mixtral"), token_ids(12)
     stock = model(ids).logits[0]
