@@ -67,7 +67,7 @@ class Answers:
         return live if live and live.chat_id == chat_id else None
 
     def stamp(self, chat_id: str) -> str:
-        """Changes whenever the chat does; every open page compares it with what it shows."""
+        """The chat's id and its revision; every open page compares it with what it shows."""
         return f"{chat_id}|{self._boot}{self._revisions[chat_id]}"
 
     def touch(self, chat_id: str) -> None:
@@ -171,6 +171,11 @@ class Answers:
             with self._lock:
                 self._current = None
             self.touch(live.chat_id)
+
+
+def chat_of(stamp: str) -> str:
+    """The id of the chat that `stamp` belongs to; "" where none was opened yet."""
+    return stamp.split("|")[0]
 
 
 def last_answer(messages: list[Message]) -> Message | None:

@@ -12,7 +12,6 @@ from app.program import Program
 from app.ui import html
 from app.ui.layout import BudgetParts
 from app.ui.plan_view import Plan, budget_of, marks, minimum_percent, percent_resident
-from app.ui.tabs import Tabs
 from engine.errors import EngineError
 
 AUTO = "auto"
@@ -22,10 +21,9 @@ AUTO_VALID_SECONDS = 10.0  # the automatic budget follows free memory; asking is
 class Budget:
     """Handlers of the slider and its words."""
 
-    def __init__(self, program: Program, parts: BudgetParts, tabs: Tabs) -> None:
+    def __init__(self, program: Program, parts: BudgetParts) -> None:
         self._program = program
         self._parts = parts
-        self._tabs = tabs
         self._auto_percent: float | None = None
         self._auto_at = -AUTO_VALID_SECONDS
         self._lock = threading.Lock()
@@ -38,6 +36,10 @@ class Budget:
         released = slider.release(self.announce, slider, label, trigger_mode="always_last", **quiet)
         released.then(self.apply, slider, [slider, label], trigger_mode="always_last", **quiet)
         self._parts.auto.click(self.apply_auto, None, [slider, label], **quiet)
+        parts = self._parts
+        shown = [slider, label, parts.marks, parts.auto, parts.load_again]
+        parts.stamp.change(self.refresh, None, shown, trigger_mode="always_last", **quiet)
+        parts.load_again.click(self.load_again, None, None, **quiet)
 
     def preview(self, percent: float) -> Any:
         """The plan that this position would give; changes nothing."""
@@ -59,28 +61,40 @@ class Budget:
         except EngineError as error:
             return html.budget_error(error)
 
-    def apply(self, percent: float, request: gr.Request) -> tuple[Any, str]:
-        return self._resize(budget_of(percent), request)
+    def apply(self, percent: float) -> tuple[Any, str]:
+        return self._resize(budget_of(percent))
 
-    def apply_auto(self, request: gr.Request) -> tuple[Any, str]:
-        return self._resize(AUTO, request)
+    def apply_auto(self) -> tuple[Any, str]:
+        return self._resize(AUTO)
 
-    def update(self, session: str | None) -> dict[Any, Any]:
-        """What the slider of this page has to show anew, if anything."""
-        engine, parts = self._program.host.engine, self._parts
+    def stamp(self) -> str:
+        """Changes whenever the slider and its words have to be shown anew."""
+        engine, state = self._program.host.engine, self._program.host.state
         if engine is None:
-            return {}
+            return f"failed {state.error}" if state.error else "loading"
         plan, auto = engine.plan, self._auto()
-        if not self._tabs[session].changed("budget", _fingerprint(plan, auto)):
-            return {}
+        return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto}"
+
+    def refresh(self) -> dict[Any, Any]:
+        """The slider and its words as they are now."""
+        engine, parts = self._program.host.engine, self._parts
+        failed = self._program.host.state.error is not None
+        if engine is None:
+            return {parts.load_again: gr.update(visible=failed)}
+        plan = engine.plan
         return {
             parts.slider: _slider_update(plan),
             parts.label: html.budget_label(plan, warnings=plan.warnings),
-            parts.marks: html.budget_marks(marks(plan, auto)),
+            parts.marks: html.budget_marks(marks(plan, self._auto())),
             parts.auto: gr.update(interactive=True),
+            parts.load_again: gr.update(visible=failed),
         }
 
-    def _resize(self, budget: str, request: gr.Request) -> tuple[Any, str]:
+    def load_again(self) -> None:
+        """After a failed start: once more, with the budget that fits."""
+        self._program.host.start(budget=AUTO)
+
+    def _resize(self, budget: str) -> tuple[Any, str]:
         engine = self._program.host.engine
         if engine is None:
             return gr.skip(), html.budget_waiting()
@@ -89,7 +103,6 @@ class Budget:
         except EngineError as error:
             return _slider_update(engine.plan), html.budget_error(error)
         self._program.preferences.set_budget(budget)
-        self._tabs[request.session_hash].changed("budget", _fingerprint(plan, self._auto()))
         return _slider_update(plan), html.budget_label(plan, warnings=plan.warnings)
 
     def _auto(self) -> float | None:
@@ -106,7 +119,3 @@ class Budget:
 
 def _slider_update(plan: Plan) -> Any:
     return gr.update(value=round(percent_resident(plan)), minimum=minimum_percent(plan), interactive=True)
-
-
-def _fingerprint(plan: Plan, auto_percent: float | None) -> str:
-    return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto_percent}"

@@ -1,8 +1,9 @@
 """What happens in the chat: send, follow the answer, stop, answer again, edit, open.
 
-The page holds the id of its chat and a stamp; whatever changes a chat changes its stamp, and a page whose stamp is
-old shows the chat anew and follows the answer being written, if there is one. So a reloaded page, a second tab and
-the tab that asked all show the same.
+The page holds one hidden value, the stamp of its chat: the chat's id and a revision. Whatever changes a chat changes
+its stamp, and a page whose stamp is old shows the chat anew and follows the answer being written, if there is one. So
+a reloaded page, a second tab and the tab that asked all show the same. (One value, because two would arrive one after
+the other and be read in between.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.answers import chat_of
 from app.program import Program
 from app.ui import html
 from app.ui.chat_view import chat_view, live_words, shown_messages
@@ -37,32 +39,32 @@ class ChatEvents:
         """Connects the chat; must run inside the `gr.Blocks`."""
         p = self._parts
         view = [
-            p.chat_id, p.stamp, p.chat_list, p.earlier, p.chatbot, p.live, p.facts, p.notice,
+            p.stamp, p.chat_list, p.earlier, p.chatbot, p.live, p.facts, p.notice,
             p.again, p.drop_oldest, p.fresh_chat, p.message, p.send, p.stop,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        demo.load(self.open, p.chat_id, view, js="(ignored) => expertflow.chatInAddress()", **quiet)
-        gr.on([p.message.submit, p.send.click], self.send, [p.chat_id, p.message], view, **quiet)
+        arrived = demo.load(self.arrive, p.stamp, view, js="(ignored) => expertflow.chatInAddress()", **quiet)
+        arrived.then(None, None, None, js="() => expertflow.focusMessage()")
+        gr.on([p.message.submit, p.send.click], self.send, [p.stamp, p.message], view, **quiet)
         gr.on([p.new_chat.click, p.fresh_chat.click], self.new, None, view, **quiet)
         p.chat_list.input(self.open, p.chat_list, view, **quiet)
-        p.chatbot.example_select(self.send_example, p.chat_id, view, **quiet)
-        gr.on([p.again.click, p.chatbot.retry], self.answer_again, p.chat_id, view, **quiet)
-        p.drop_oldest.click(self.drop_oldest, p.chat_id, view, **quiet)
-        p.chatbot.edit(self.edit, p.chat_id, view, **quiet)
-        p.earlier.click(self.show_earlier, p.chat_id, view, **quiet)
+        p.chatbot.example_select(self.send_example, p.stamp, view, **quiet)
+        gr.on([p.again.click, p.chatbot.retry], self.answer_again, p.stamp, view, **quiet)
+        p.drop_oldest.click(self.drop_oldest, p.stamp, view, **quiet)
+        p.chatbot.edit(self.edit, p.stamp, view, **quiet)
+        p.earlier.click(self.show_earlier, p.stamp, view, **quiet)
         p.stop.click(self.stop, None, None, **quiet)
-        p.load_again.click(self.load_again, None, None, **quiet)
-        p.chat_id.change(None, p.chat_id, None, js="(id) => { expertflow.keepChatInAddress(id) }")
-        p.stamp.change(
-            self.follow,
-            p.chat_id,
-            view,
-            show_progress="hidden",
-            concurrency_limit=None,
-            trigger_mode="multiple",
-        )
+        p.stamp.change(None, p.stamp, None, js="(stamp) => { expertflow.keepChatInAddress(stamp.split('|')[0]) }")
+        again: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
+        changed = p.stamp.change(self.refresh, p.stamp, view, queue=False, **again)
+        followed = changed.then(self.follow, p.stamp, p.live, concurrency_limit=None, **again)
+        followed.then(self.refresh, p.stamp, view, queue=False, **again)
 
     # one handler for each thing a person can do
+
+    def arrive(self, chat_id: str | None, request: gr.Request) -> Updates:
+        """The page was opened. Only now a message can be sent: before, it would not know its chat."""
+        return {**self.open(chat_id, request), self._parts.message: gr.update(interactive=True)}
 
     def open(self, chat_id: str | None, request: gr.Request) -> Updates:
         self._tabs[request.session_hash].messages_shown = MESSAGES_SHOWN
@@ -76,10 +78,10 @@ class ChatEvents:
     def new(self, request: gr.Request) -> Updates:
         return {**self._view("", request), self._parts.message: ""}
 
-    def send(self, chat_id: str, text: str, request: gr.Request) -> Updates:
+    def send(self, stamp: str, text: str, request: gr.Request) -> Updates:
         if not text.strip():
             return self._nothing()
-        program = self._program
+        program, chat_id = self._program, chat_of(stamp)
         try:
             program.answers.check_free()
             if not chat_id or program.store.chat(chat_id) is None:
@@ -90,17 +92,17 @@ class ChatEvents:
             return self._refusal(chat_id, error, request)
         return {**self._view(chat_id, request), self._parts.message: ""}
 
-    def send_example(self, chat_id: str, request: gr.Request, choice: gr.SelectData) -> Updates:
-        return self.send(chat_id, choice.value["text"], request)
+    def send_example(self, stamp: str, request: gr.Request, choice: gr.SelectData) -> Updates:
+        return self.send(stamp, choice.value["text"], request)
 
-    def answer_again(self, chat_id: str, request: gr.Request) -> Updates:
-        return self._answer_last(chat_id, request, drop_oldest=False)
+    def answer_again(self, stamp: str, request: gr.Request) -> Updates:
+        return self._answer_last(chat_of(stamp), request, drop_oldest=False)
 
-    def drop_oldest(self, chat_id: str, request: gr.Request) -> Updates:
-        return self._answer_last(chat_id, request, drop_oldest=True)
+    def drop_oldest(self, stamp: str, request: gr.Request) -> Updates:
+        return self._answer_last(chat_of(stamp), request, drop_oldest=True)
 
-    def edit(self, chat_id: str, request: gr.Request, edited: gr.EditData) -> Updates:
-        program = self._program
+    def edit(self, stamp: str, request: gr.Request, edited: gr.EditData) -> Updates:
+        program, chat_id = self._program, chat_of(stamp)
         try:
             program.answers.check_free()
             message = self._shown_at(chat_id, edited.index, request)
@@ -110,36 +112,32 @@ class ChatEvents:
             return self._refusal(chat_id, error, request)
         return self._view(chat_id, request)
 
-    def show_earlier(self, chat_id: str, request: gr.Request) -> Updates:
+    def show_earlier(self, stamp: str, request: gr.Request) -> Updates:
         self._tabs[request.session_hash].messages_shown += MESSAGES_SHOWN
-        return self._view(chat_id, request)
+        return self._view(chat_of(stamp), request)
 
     def stop(self) -> None:
         self._program.answers.stop()
 
-    def load_again(self) -> None:
-        """After a failed start: once more, with the budget that fits."""
-        self._program.host.start(budget="auto")
+    def refresh(self, stamp: str, request: gr.Request) -> Updates:
+        """The chat column anew, unless this page shows the chat as it is."""
+        chat_id, tab = chat_of(stamp), self._tabs[request.session_hash]
+        if not tab.shows(chat_id) or tab.shown_stamp == self._program.answers.stamp(chat_id):
+            return self._nothing()
+        return self._view(chat_id, request)
 
-    async def follow(self, chat_id: str, request: gr.Request) -> AsyncIterator[Updates]:
-        """Shows the chat as it is now and, while an answer is being written, its text as it grows."""
-        tab, answers = self._tabs[request.session_hash], self._program.answers
+    async def follow(self, stamp: str, request: gr.Request) -> AsyncIterator[Any]:
+        """The answer being written, as it grows. One output only: Gradio works on every output of every update."""
+        tab, chat_id, shown = self._tabs[request.session_hash], chat_of(stamp), ""
         tab.follower += 1
         follower = tab.follower
-        if tab.shown_stamp != answers.stamp(chat_id):
-            yield await asyncio.to_thread(self._view, chat_id, request)
-        shown = ""
-        while (live := answers.live(chat_id)) is not None:
+        while tab.follower == follower and (live := self._program.answers.live(chat_id)) is not None:
             words = live_words(live, self._program.host)
             if words != shown:
                 shown = words
-                yield {self._parts.live: words}
+                yield words
             await asyncio.sleep(UPDATE_SECONDS)
-            if tab.follower != follower:
-                break
-        if tab.follower == follower and tab.shown_stamp != answers.stamp(chat_id):
-            yield await asyncio.to_thread(self._view, chat_id, request)
-        yield self._nothing()  # Gradio sends the last update again when a stream ends
+        yield gr.skip()  # Gradio sends the last update again when a stream ends
 
     # what they share
 
@@ -168,7 +166,6 @@ class ChatEvents:
         tab.shown_stamp = stamp
         return {
             **chat_view(self._program, self._parts, chat_id, tab.messages_shown),
-            self._parts.chat_id: chat_id,
             self._parts.stamp: stamp,
         }
 

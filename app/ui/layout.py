@@ -41,7 +41,6 @@ class SamplingControls:
 
 @dataclass
 class ChatParts:
-    chat_id: gr.Textbox
     stamp: gr.Textbox
     new_chat: gr.Button
     chat_list: gr.Radio
@@ -49,13 +48,10 @@ class ChatParts:
     chatbot: gr.Chatbot
     live: gr.Markdown
     facts: gr.HTML
-    load_notice: gr.HTML
-    warnings: gr.HTML
     notice: gr.HTML
     again: gr.Button
     drop_oldest: gr.Button
     fresh_chat: gr.Button
-    load_again: gr.Button
     message: gr.Textbox
     send: gr.Button
     stop: gr.Button
@@ -63,6 +59,8 @@ class ChatParts:
 
 @dataclass
 class BudgetParts:
+    stamp: gr.Textbox
+    load_again: gr.Button
     slider: gr.Slider
     auto: gr.Button
     marks: gr.HTML
@@ -71,19 +69,17 @@ class BudgetParts:
 
 @dataclass
 class Parts:
-    header: gr.HTML
     chat: ChatParts
     sampling: SamplingControls
     budget: BudgetParts
     panels: gr.HTML
-    reasons: gr.HTML
     timer: gr.Timer
 
 
 def build_layout(model_name: str) -> Parts:
     """Lays out the page inside the current `gr.Blocks`."""
     with gr.Row(elem_id="topbar"):
-        header = gr.HTML(html.header(model_name, "", "Starting", "wait"), elem_id="header")
+        gr.HTML(html.header(model_name, "", "Starting", "wait"), elem_id="header")
         gr.HTML(asset("tools.html"), elem_id="tools")
     with gr.Row(elem_id="shell", equal_height=False):
         with gr.Column(elem_id="chats", min_width=0):
@@ -92,9 +88,9 @@ def build_layout(model_name: str) -> Parts:
             chat_list = gr.Radio([], show_label=False, container=False, elem_id="chat-list", label="Saved chats")
             sampling = _sampling_controls()
         with gr.Column(elem_id="talk", min_width=0):
-            chat = _chat_parts(new_chat, chat_list)
+            chat, load_again = _chat_parts(new_chat, chat_list)
         with gr.Column(elem_id="side", min_width=0):
-            budget = _budget_parts()
+            budget = _budget_parts(load_again)
             panels = gr.HTML(
                 "",
                 html_template='<div class="panels"></div>',
@@ -103,12 +99,11 @@ def build_layout(model_name: str) -> Parts:
                 elem_id="panels",
             )
             with gr.Accordion("Why the memory is divided like this", open=False, elem_id="why"):
-                reasons = gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>')
-    return Parts(header, chat, sampling, budget, panels, reasons, gr.Timer(1.0))
+                gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>', elem_id="reasons")
+    return Parts(chat, sampling, budget, panels, gr.Timer(1.0))
 
 
-def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
-    chat_id = gr.Textbox("", visible="hidden", elem_id="chat-id", label="chat")
+def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button]:
     stamp = gr.Textbox("", visible="hidden", elem_id="stamp", label="stamp")
     with gr.Column(elem_id="scroll"):
         earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
@@ -131,8 +126,8 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
         live = gr.Markdown("", elem_id="live", latex_delimiters=LATEX_DELIMITERS, line_breaks=True, show_label=False)
         facts = gr.HTML("", elem_id="facts")
     with gr.Column(elem_id="below"):
-        load_notice = gr.HTML("", elem_id="load-notice")
-        warnings = gr.HTML("", elem_id="warnings")
+        gr.HTML("", elem_id="load-notice")
+        gr.HTML("", elem_id="warnings")
         notice = gr.HTML("", elem_id="notice")
         with gr.Row(elem_id="ways-out"):
             again = gr.Button("Answer again", visible=False, size="sm", elem_id="again")
@@ -147,20 +142,22 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> ChatParts:
                 label="Message",
                 lines=1,
                 max_lines=10,
-                autofocus=True,
+                interactive=False,
                 elem_id="message",
                 scale=1,
             )
             send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=84)
             stop = gr.Button("Stop", visible=False, elem_id="stop", scale=0, min_width=84)
         gr.HTML('<p class="keys">Enter sends · Shift+Enter new line · Esc stops · everything stays on this machine</p>')
-    return ChatParts(
-        chat_id, stamp, new_chat, chat_list, earlier, chatbot, live, facts, load_notice, warnings, notice,
-        again, drop_oldest, fresh_chat, load_again, message, send, stop,
+    chat = ChatParts(
+        stamp, new_chat, chat_list, earlier, chatbot, live, facts, notice,
+        again, drop_oldest, fresh_chat, message, send, stop,
     )  # fmt: skip
+    return chat, load_again
 
 
-def _budget_parts() -> BudgetParts:
+def _budget_parts(load_again: gr.Button) -> BudgetParts:
+    stamp = gr.Textbox("", visible="hidden", elem_id="plan-stamp", label="plan")
     with gr.Column(elem_id="budget"):
         with gr.Row(elem_id="budget-title"):
             gr.HTML("<h2>Experts kept in memory</h2>")
@@ -179,7 +176,7 @@ def _budget_parts() -> BudgetParts:
         )
         marks = gr.HTML("", elem_id="marks")
         label = gr.HTML(html.budget_waiting(), elem_id="budget-words")
-    return BudgetParts(slider, auto, marks, label)
+    return BudgetParts(stamp, load_again, slider, auto, marks, label)
 
 
 def _sampling_controls() -> SamplingControls:

@@ -1,4 +1,9 @@
-"""The one timer of the page: header, panels, loading progress, and the news of other pages."""
+"""The one timer of the page: header, panels, loading progress, and the news of other pages.
+
+Few outputs on purpose: Gradio rebuilds each output component of each update, also of one that is skipped, and that
+time is taken from the model. So everything that moves is one JSON that the page's script draws, and two stamps
+tell the page when its chat or its slider have to be shown anew.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.answers import chat_of
 from app.machine_memory import near_memory
 from app.program import Program
 from app.ui import html
@@ -28,54 +34,47 @@ class LivePanels:
     def wire(self, demo: gr.Blocks) -> None:
         """Connects the timer; must run inside the `gr.Blocks`."""
         p = self._parts
-        outputs = [
-            p.header, p.panels, p.reasons, p.chat.load_notice, p.chat.load_again, p.chat.warnings, p.chat.stamp,
-            p.budget.slider, p.budget.label, p.budget.marks, p.budget.auto,
-        ]  # fmt: skip
-        inputs = [p.chat.chat_id, p.chat.stamp]
+        outputs = [p.panels, p.chat.stamp, p.budget.stamp]
         for event in (demo.load, p.timer.tick):
-            event(self.tick, inputs, outputs, queue=False, show_progress="hidden")
+            event(self.tick, p.chat.stamp, outputs, queue=False, show_progress="hidden")
 
-    def tick(self, chat_id: str, stamp: str, request: gr.Request) -> dict[Any, Any]:
-        """Updates of everything that moves."""
-        session = request.session_hash
-        updates: dict[Any, Any] = {self._parts.header: gr.skip()}
-        for name, component, value in self._readings():
-            if self._tabs[session].changed(name, str(value)):
-                updates[component] = value
-        updates |= self._budget.update(session)
-        now = self._program.answers.stamp(chat_id) if chat_id else stamp
-        if stamp and now != stamp:
-            updates[self._parts.chat.stamp] = now
-        return updates
+    def tick(self, shown_stamp: str, request: gr.Request) -> tuple[Any, Any, Any]:
+        """What changed of: everything that moves, the chat of this page, the slider."""
+        tab = self._tabs[request.session_hash]
+        panels = json.dumps(self.reading(), separators=(",", ":"))
+        budget = self._budget.stamp()
+        chat = shown_stamp
+        if shown_stamp and tab.shows(chat_of(shown_stamp)):
+            chat = self._program.answers.stamp(chat_of(shown_stamp))
+        return (
+            panels if tab.changed("panels", panels) else gr.skip(),
+            chat if chat != shown_stamp else gr.skip(),
+            budget if tab.changed("budget", budget) else gr.skip(),
+        )
 
-    def _readings(self) -> list[tuple[str, Any, Any]]:
-        p, program = self._parts, self._program
+    def reading(self) -> dict[str, Any]:
+        """HTML by the id of its place, and the data of the panels (None until the engine is ready)."""
+        program = self._program
         state, engine = program.host.state, program.host.engine
-        readings = [
-            ("load_notice", p.chat.load_notice, "" if state.ready else html.load_notice(state)),
-            ("load_again", p.chat.load_again, gr.update(visible=state.error is not None)),
-            ("warnings", p.chat.warnings, "".join(html.notice("warning", text) for text in program.warnings)),
-        ]
+        warnings = "".join(html.notice("warning", text) for text in program.warnings)
         if engine is None:
             pill, kind = ("Failed", "error") if state.error else (state.words, "wait")
-            readings.append(("header", p.header, html.header(program.model_name, self._options(), pill, kind)))
-            return readings
+            budget = f"budget {program.host.options.get('budget', 'auto')}"
+            header = html.header(program.model_name, budget, pill, kind)
+            return {"words": {"header": header, "load-notice": html.load_notice(state), "warnings": warnings}}
         snapshot = engine.snapshot()
         memory = near_memory(getattr(engine, "device", "cpu"))
-        data = panel_data(snapshot, program.history.samples(), memory)
-        readings += [
-            ("header", p.header, self._header(snapshot)),
-            ("panels", p.panels, json.dumps(data, separators=(",", ":"))),
-            ("reasons", p.reasons, html.reasons(snapshot.plan, (snapshot.fast_path, *snapshot.notes))),
-        ]
-        return readings
+        return {
+            "words": {
+                "header": self._header(snapshot),
+                "load-notice": "",
+                "warnings": warnings,
+                "reasons": html.reasons(snapshot.plan, (snapshot.fast_path, *snapshot.notes)),
+            },
+            "panels": panel_data(snapshot, program.history.samples(), memory),
+        }
 
     def _header(self, snapshot: Any) -> str:
-        live = self._program.answers.current
-        pill, kind = ("Answering", "busy") if live else ("Ready", "ready")
+        pill, kind = ("Answering", "busy") if self._program.answers.current else ("Ready", "ready")
         details = f"{snapshot.architecture} · policy {snapshot.policy} · link {snapshot.link}"
         return html.header(snapshot.model_name, details, pill, kind)
-
-    def _options(self) -> str:
-        return f"budget {self._program.host.options.get('budget', 'auto')}"

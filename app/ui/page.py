@@ -22,7 +22,7 @@ def build_page(program: Program) -> gr.Blocks:
         parts = build_layout(program.model_name)
         ChatEvents(program, parts.chat, tabs).wire(demo)
         answer_settings.wire(demo, parts.sampling, program.preferences)
-        budget = Budget(program, parts.budget, tabs)
+        budget = Budget(program, parts.budget)
         budget.wire()
         LivePanels(program, parts, budget, tabs).wire(demo)
     return demo

@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from app.answers import chat_of
+
 MESSAGES_SHOWN = 40
 TABS_REMEMBERED = 64
 
@@ -18,6 +20,10 @@ class Tab:
     shown_stamp: str = ""
     follower: int = 0
     messages_shown: int = MESSAGES_SHOWN
+
+    def shows(self, chat_id: str) -> bool:
+        """Whether the page was last sent this chat: news of another one come too late. True where nothing is known."""
+        return not self.shown_stamp or chat_of(self.shown_stamp) == chat_id
 
     def changed(self, name: str, value: str) -> bool:
         """Whether `value` differs from what was sent under `name` last; remembers it."""

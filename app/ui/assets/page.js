@@ -33,13 +33,22 @@ window.expertflow = (() => {
   const isOpenWide = (name) => isOpen(name) && !matchMedia(narrow[name]).matches;
 
   // -- the address keeps the chat, so that a reload shows it again
-  const chatInAddress = () => new URLSearchParams(location.search).get("chat") || "";
+  const chatAtStart = new URLSearchParams(location.search).get("chat") || "";
+  const chatInAddress = () => chatAtStart;
+  let arrived = false;
   const keepChatInAddress = (id) => {
+    if (!arrived && !id && chatAtStart) return; // the page has not been told its chat yet
+    arrived = true;
     const address = new URL(location.href);
     if (id) address.searchParams.set("chat", id);
     else address.searchParams.delete("chat");
     history.replaceState(null, "", address);
     atEnd = true;
+  };
+
+  // on a phone the keyboard would cover half of the page at once
+  const focusMessage = () => {
+    if (!matchMedia(narrow.side).matches) document.querySelector("#message textarea")?.focus();
   };
 
   // -- keys
@@ -105,5 +114,5 @@ window.expertflow = (() => {
   };
   if (document.body) start();
   else document.addEventListener("DOMContentLoaded", start);
-  return { chatInAddress, keepChatInAddress };
+  return { chatInAddress, focusMessage, keepChatInAddress };
 })();

@@ -195,10 +195,19 @@ new ResizeObserver(drawHeat).observe(canvas);
 new MutationObserver(drawHeat).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
 // -- all
+const shownWords = {};
+const write = (id, html) => {
+  const place = document.querySelector(`#${id} .prose`);
+  if (!place || shownWords[id] === html) return;
+  place.innerHTML = html;
+  shownWords[id] = html;
+};
 const draw = () => {
-  root.classList.toggle("is-empty", !props.value);
-  if (!props.value) return;
-  const data = JSON.parse(props.value);
+  const reading = props.value ? JSON.parse(props.value) : {};
+  Object.entries(reading.words || {}).forEach(([id, html]) => write(id, html));
+  const data = reading.panels;
+  root.classList.toggle("is-empty", !data);
+  if (!data) return;
   drawTiles(data.tiles);
   drawMemory(data.memory);
   heat = { ...data.heat, states: decode(data.heat.residency) };
