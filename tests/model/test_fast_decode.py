@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from engine.errors import ContextFull
+from engine.model import kernels
 from engine.model.experts import attach
 from engine.model.fast_decode import FastDecoder
 from engine.model.kernels.attention import CHUNK
 from engine.model.kernels.decode_kernels import DecodeKernels
-from engine.model.kernels.warm_up import warm_up
 from engine.model.kv_cache import KvCache
 from engine.model.resident_experts import ResidentExperts, find_experts
 from engine.model.stored_linear import StoredLinear
@@ -175,8 +175,10 @@ def test_clipped_projections_are_refused():
 
 def test_after_warming_up_a_step_compiles_nothing_more():
     model, ids = tiny_moe("mixtral"), token_ids(12)
-    warm_up(torch.float32, torch.bfloat16)
-    compiled = {name: len(kernel.signatures) for name, kernel in vars(DecodeKernels()).items()}
+    stages = []
+    kernels.prepare(torch.float32, torch.bfloat16, lambda *progress: stages.append(progress))
+    assert stages[0][1] == 0 and stages[-1][1] == stages[-1][2] == 8
+    before = {name: len(compiled.signatures) for name, compiled in vars(DecodeKernels()).items()}
     decoder, _ = decoder_after(model, ResidentExperts(find_experts(model), torch.bfloat16), ids[:, :10])
     decoder.step(5)
-    assert {name: len(kernel.signatures) for name, kernel in vars(DecodeKernels()).items()} == compiled
+    assert {name: len(compiled.signatures) for name, compiled in vars(DecodeKernels()).items()} == before

@@ -19,8 +19,7 @@ Progress = Callable[[str, int, int], None]
 def warm_up(dense: torch.dtype, experts: torch.dtype | None = None, on_progress: Progress | None = None) -> None:
     """Compiles, or loads what an earlier start compiled, for weights stored in these dtypes.
 
-    Takes about a second when compiled before, some 15 seconds of one core when not. Pass `experts` when the fast
-    path will decode and its experts are stored so.
+    Without `experts` the fast path's own kernels are left out.
     """
     steps = _steps(DecodeKernels(), _stored(dense), None if experts is None else _stored(experts))
     for done, step in enumerate(steps):
