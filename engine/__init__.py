@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
+
+# OpenMP threads that wait in a long busy loop keep each other off the processor as soon as another program (the
+# browser) wants some of it: decoding then falls from tokens per second to seconds per token. Read when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
     from engine.engine import Engine

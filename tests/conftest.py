@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+import engine  # noqa: F401 - before anything imports torch: it sets how OpenMP threads wait
 from launcher.chromium import HOW_TO_GET_IT, find_chromium
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
