@@ -268,6 +268,15 @@ class TestCompleteness:
         assert not old.exists()
         assert builtin.is_complete(new)
 
+    def test_a_build_of_another_copy_of_the_program_is_left_alone(self, home: Path) -> None:
+        path = builtin.builtin_path()
+        version = int(path.name.split("-v")[1].split("-")[0])
+        others = [path.with_name(f"demo-v{number}-00000000") for number in (version, version + 1)]
+        for other in others:
+            other.mkdir(parents=True)
+        assert builtin.is_complete(builtin.ensure_builtin())
+        assert all(other.is_dir() for other in others)
+
     @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])
     def test_an_interrupted_build_leaves_nothing(self, home: Path, fraction: float) -> None:
         def interrupt(stage: str, done: int, total: int) -> None:

@@ -71,10 +71,21 @@ def _locked(folder: Path, report: Progress) -> FileLock:
 
 
 def _remove_replaced(target: Path, report: Progress) -> None:
-    """Clear what a killed build left, a damaged build, and builds by other recipes: none is of use here."""
+    """Clear what a killed build left, a damaged build, and builds by older recipes.
+
+    A build by another recipe that is not older may be in use by another copy of this program: it stays.
+    """
     for path in target.parent.glob(f"{BUILDING_PREFIX}{BUILTIN_NAME}-*"):
         shutil.rmtree(path)
-    for path in target.parent.glob(f"{BUILTIN_NAME}-v*"):
-        reason = "it is damaged" if path == target else "another version of this program made it"
-        report(f"replacing the built-in model {path.name}: {reason}", 0, 0)
+    for path in target.parent.glob(f"{BUILTIN_NAME}-v[0-9]*-*"):
+        if path == target:
+            report(f"replacing the built-in model {path.name}: it is damaged", 0, 0)
+        elif _recipe_version(path) < _recipe_version(target):
+            report(f"replacing the built-in model {path.name}: an older version of this program made it", 0, 0)
+        else:
+            continue
         shutil.rmtree(path)
+
+
+def _recipe_version(path: Path) -> int:
+    return int(path.name.removeprefix(f"{BUILTIN_NAME}-v").split("-")[0])
