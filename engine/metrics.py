@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class CacheCounters:
     def zero(cls) -> CacheCounters:
         return cls([0, 0], [0, 0], [0, 0], [0.0, 0.0])
 
-    def to_stats_fields(self) -> dict[str, float | int]:
+    def to_stats_fields(self) -> dict[str, Any]:
         """The part of EngineStats that the cache knows."""
-        named: dict[str, float | int] = {}
+        named: dict[str, Any] = {}
         for index, prefix in enumerate(("", "prefill_")):
             named[f"{prefix}hits"] = self.hits[index]
             named[f"{prefix}late"] = self.late[index]

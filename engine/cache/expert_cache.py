@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class ExpertCache:
             elif surplus < 0:
                 self._add_slots(-surplus)
 
-    def counters(self) -> dict[str, float | int]:
+    def counters(self) -> dict[str, Any]:
         """The cache's part of EngineStats' fields."""
         with self._lock:
             return self._counters.to_stats_fields()

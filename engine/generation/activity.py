@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _RECENT_TOKENS = 16
 
@@ -80,7 +81,7 @@ class Activity:
             total = sum(self._step_seconds)
             return len(self._step_seconds) / total if total else None
 
-    def to_stats_fields(self) -> dict[str, float | int]:
+    def to_stats_fields(self) -> dict[str, Any]:
         """The part of EngineStats that is about tokens and time."""
         with self._lock:
             return {

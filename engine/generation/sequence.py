@@ -83,10 +83,11 @@ class TokenSequence:
         """Reads one token. Returns fp32 logits [vocab]. Raises ContextFull."""
         if self.length + 1 > self.context_length:
             raise context_full(self.length + 1, self.context_length)
-        if self._fast is None:
+        fast = self._fast
+        if fast is None:
             logits = self._forward([token_id])
         else:
-            logits = self._guarded(lambda: torch.from_numpy(self._fast.step(token_id)), [token_id])
+            logits = self._guarded(lambda: torch.from_numpy(fast.step(token_id)), [token_id])
         self._experts.step_ended()
         return logits
 

@@ -112,11 +112,14 @@ def test_the_plan_is_shown_and_a_question_is_answered_as_it_is_written(command, 
 
 
 def test_the_budget_moves_during_an_answer_and_the_panels_follow(command, visit):
-    page = visit(command.address)
+    page, other = visit(command.address), visit(command.address)
     page.see("#budget-words", "288 of 480 experts")
+    other.page.click("#new-chat")
     before = saved_share(page)
     page.say("Write a long story about a lighthouse keeper and his dog.")
     page.see_more_than("#live", WRITTEN)
+    other.say("Me too", accepted=False)
+    other.see("#notice", "An answer is being written")
     page.pull_slider_to(0.15)
     page.see("#budget-words", "Move it while an answer is being written")
     page.page.wait_for_function(
@@ -127,10 +130,6 @@ def test_the_budget_moves_during_an_answer_and_the_panels_follow(command, visit)
     page.see("#panels .chart .ink-miss")
     page.see("#panels .chart .ink-demand")
 
-    other = visit(command.address)
-    other.page.click("#new-chat")
-    other.say("Me too", accepted=False)
-    other.see("#notice", "An answer is being written")
     other.see("#panels .readout", "of 480 experts in memory")
     page.page.keyboard.press("Escape")
     page.wait_for_answer()

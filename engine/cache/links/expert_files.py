@@ -71,7 +71,7 @@ class ExpertFiles:
         needed = len(target) if needed is None else needed
         done = 0
         while done < needed:
-            count = _read_at(self._files[file], memoryview(target)[done:], offset + done)
+            count = _read_at(self._files[file], target.data[done:], offset + done)
             if count == 0:
                 path = self._index.files[file]
                 raise CheckpointCorrupt(
