@@ -12,6 +12,7 @@ from app.server import listen, make_server
 
 TIMEOUT_MILLISECONDS = 120_000  # a busy machine is no failure
 # What Gradio's client writes when a page is left while a request is under way.
+STALE_SOCKET = "ERR_SOCKET_NOT_CONNECTED"  # a kept connection to a server that was killed; the browser tries again
 LEAVING = (
     "AbortError",
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
@@ -119,7 +120,7 @@ class Visit:
         if message.type != "error":
             return
         leaving = self.forgive_leaving and any(words in message.text for words in LEAVING)
-        if not leaving:
+        if not leaving and STALE_SOCKET not in message.text:
             self.faults.append(f"console: {message.text}")
 
     def _note_request(self, request: Request) -> None:
