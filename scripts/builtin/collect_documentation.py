@@ -2,7 +2,7 @@
 
     apt-get install python3.11-doc git-doc debian-policy debian-reference-en developers-reference \
         postgresql-doc-15 sqlite3-doc
-    python -m scripts.builtin.collect_documentation --out documentation.npz --passages 100
+    python -m scripts.builtin.collect_documentation --out documentation.npz --passages 48
     python -m scripts.builtin.collect_documentation --held-out assets/heldout/documentation.jsonl
 """
 
