@@ -10,9 +10,9 @@ from engine.model.kv_cache import kv_bytes
 
 FP32_BYTES = 4
 _CHUNKS = (2048, 1024, 512, 256, 128)  # rows of one prefill pass, tried in this order
-_WORKSPACE_TARGET_BYTES = 224 * MIB
-_RUNTIME_BYTES = 64 * MIB  # compiled kernels, thread stacks, allocator slack
-_ROW_COPIES = 12  # of a hidden row alive at once inside a decoder layer
+_WORKSPACE_TARGET_BYTES = 240 * MIB
+_RUNTIME_BYTES = 128 * MIB  # compiled kernels and their libraries, thread stacks, allocator slack: measured
+_ROW_COPIES = 60  # of a hidden row alive or kept by the allocator inside a decoder layer: measured
 
 
 def prefill_chunk(config: PretrainedConfig, index: ExpertIndex, context_length: int) -> int:

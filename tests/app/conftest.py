@@ -9,9 +9,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 from app.program import Program
 from app.settings import load_settings
 from tests.app.fake_engine import FakeEngine
-from tests.fixtures_builtin import builtin_model
-
-__all__ = ["builtin_model"]
 
 
 @pytest.fixture(scope="module")
