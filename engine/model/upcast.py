@@ -26,7 +26,8 @@ def raised(weight: torch.Tensor) -> torch.Tensor:
         return weight
     buffer = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.numel() < weight.numel():
-        buffer = torch.empty(max(weight.numel(), PIECE_BYTES // 4), dtype=torch.float32)
+        with torch.inference_mode(False):  # or it could only ever be written to in inference mode
+            buffer = torch.empty(max(weight.numel(), PIECE_BYTES // 4), dtype=torch.float32)
         _scratch.buffer = buffer
     return buffer[: weight.numel()].view(weight.shape).copy_(weight)
 

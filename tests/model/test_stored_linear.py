@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -40,6 +42,16 @@ def test_weights_larger_than_a_piece_are_raised_piece_by_piece(dtype, monkeypatc
         torch.testing.assert_close(stored(x), exact(x), rtol=1e-5, atol=1e-5)
         transposed = upcast.linear_transposed(x, stored.weight.t().contiguous(), stored.bias)
         torch.testing.assert_close(transposed, exact(x), rtol=1e-5, atol=1e-5)
+
+
+def test_scratch_made_in_inference_mode_serves_outside_of_it_too(monkeypatch):
+    monkeypatch.setattr(upcast, "_scratch", threading.local())
+    stored, exact = stored_and_exact(12, 20, False, torch.bfloat16)
+    x = torch.randn(5, 20)
+    with torch.inference_mode():
+        stored(x)
+    with torch.no_grad():
+        torch.testing.assert_close(stored(x), exact(x), rtol=1e-5, atol=1e-5)
 
 
 def test_without_kernels_torch_gives_the_same(monkeypatch):
