@@ -13,7 +13,11 @@ from app.commands.models import models
 from app.commands.page import page
 from app.terminal import INTERRUPTED
 
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`launch.py test` runs the test suite, in this same environment.",
+)
 app.callback(invoke_without_command=True)(page)
 app.command()(chat)
 app.command()(doctor)

@@ -14,6 +14,7 @@ from engine.errors import EngineClosed, EngineError
 
 if TYPE_CHECKING:
     from engine import Engine
+    from engine.hardware.memory_plan import MemoryPlan
 
 Loader = Callable[..., "Engine"]
 FIRST_STAGE = "Starting the engine"
@@ -53,6 +54,7 @@ class EngineHost:
         self._load = load or _load_engine
         self._engine: Engine | None = None
         self._state = LoadState(FIRST_STAGE)
+        self._plan: MemoryPlan | None = None
         self._finished = threading.Event()
         self._closed = False
         self._lock = threading.Lock()
@@ -63,6 +65,12 @@ class EngineHost:
     def engine(self) -> Engine | None:
         """The engine once it is ready."""
         return self._engine
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """The plan in force, or, before the engine is ready, the one it is being loaded with; None before that."""
+        engine = self._engine
+        return engine.plan if engine else self._plan
 
     @property
     def state(self) -> LoadState:
@@ -76,7 +84,7 @@ class EngineHost:
             self.options.update(changed_options)
             self._finished.clear()
             self._started_at = time.monotonic()
-            self._state = LoadState(FIRST_STAGE)
+            self._state, self._plan = LoadState(FIRST_STAGE), None
             self._thread = threading.Thread(target=self._run, name="engine-loader", daemon=True)
             self._thread.start()
 
@@ -98,7 +106,7 @@ class EngineHost:
 
     def _run(self) -> None:
         try:
-            engine = self._load(**self.options, on_progress=self._on_progress)
+            engine = self._load(**self.options, on_progress=self._on_progress, on_plan=self._on_plan)
         except EngineError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the page has to say it
@@ -119,6 +127,9 @@ class EngineHost:
     def _fail(self, error: EngineError) -> None:
         self._state = LoadState("Failed", error=error, seconds=time.monotonic() - self._started_at)
         self._finished.set()
+
+    def _on_plan(self, plan: MemoryPlan) -> None:
+        self._plan = plan
 
     def _on_progress(self, stage: str, done: int, total: int) -> None:
         if self._closed:

@@ -35,7 +35,7 @@ class Sampling(BaseModel, extra="ignore"):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=0.95, gt=0.0, le=1.0)
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
-    repetition_penalty: float = Field(default=1.0, gt=0.0, le=5.0)
+    repetition_penalty: float | None = Field(default=None, gt=0.0, le=5.0)  # None: as the model's makers chose
     max_new_tokens: int = Field(default=512, ge=1)
     seed: int | None = None
     stop: list[str] = []

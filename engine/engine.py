@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.links import open_link
 from engine.cache.policies import DEFAULT_POLICY, make_policy
-from engine.checkpoint.dense_model import DenseModel, load_dense
+from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting
 from engine.generation.activity import Activity
 from engine.generation.answer import Answer
@@ -24,7 +24,15 @@ from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
 from engine.hardware.available_memory import available_ram_bytes
 from engine.hardware.memory_plan import Footprint, MemoryPlan, make_plan
-from engine.loading import ModelFiles, context_for, load_tokenizer, locate_model, require_supported
+from engine.loading import (
+    ModelFiles,
+    Progress,
+    context_for,
+    load_tokenizer,
+    locate_model,
+    prepare_kernels,
+    require_supported,
+)
 from engine.metrics import EngineStats
 from engine.model import experts as experts_function
 from engine.model.fast_decode import FastDecoder
@@ -32,8 +40,6 @@ from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
 from engine.routing.recorder import RoutingRecorder
 from engine.snapshot import ChatEvent, EngineSnapshot
-
-Progress = Callable[[str, int, int], None]
 
 
 class Engine:
@@ -55,6 +61,7 @@ class Engine:
         on_progress: Progress | None = None,
     ) -> None:
         self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
+        self.device = "cpu"  # where the near tier is
         self._footprint, self._plan = footprint_, plan
         self._policy = DEFAULT_POLICY if policy == "auto" else policy
         self._model, index = dense.model, dense.index
@@ -90,20 +97,26 @@ class Engine:
         link: str = "auto",
         context_length: int | None = None,
         on_progress: Progress | None = None,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> Engine:
         """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert.
 
         budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). context_length: tokens,
-        default 2,048 or the model's own limit. on_progress(stage, done, total). Raises the errors of engine.errors.
+        default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan) before any weight is
+        read. Raises the errors of engine.errors.
         """
         require_supported(device, precision)
         make_policy(policy, 1)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
-        dense = load_dense(files.path, on_progress)
-        context_length = context_for(dense.model.config, context_length)
-        needs = footprint(dense.model.config, dense.index, context_length)
-        plan = make_plan(needs, budget, available_ram_bytes() + dense.resident_bytes)
+        checkpoint = open_checkpoint(files.path)
+        context_length = context_for(checkpoint.config, context_length)
+        needs = footprint(checkpoint.config, checkpoint.index, context_length)
+        plan = make_plan(needs, budget, available_ram_bytes())
+        if on_plan is not None:
+            on_plan(plan)
+        dense = read_dense(checkpoint, on_progress)
         tokenizer = load_tokenizer(files.path)
+        prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)
         return cls(files, dense, tokenizer, needs, plan, policy, link, context_length, on_progress)
 
     # -- answers --------------------------------------------------------------------------------------------------
@@ -163,7 +176,7 @@ class Engine:
             return [self._sequence.prefill(chunk) for chunk in self._sequence.chunks(prompt)][-1].clone()
 
     def cancel(self) -> None:
-        """Ends the answer in progress after its current token or prefill pass."""
+        """Ends the answer in progress after its current token, or layer of a prefill pass."""
         self._cancel.set()
 
     def _events(

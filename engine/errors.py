@@ -15,6 +15,10 @@ class EngineError(Exception):
         self.remedy = remedy
 
 
+class Cancelled(Exception):
+    """The computation was left because its answer is no longer wanted; nothing is wrong."""
+
+
 class ModelNotFound(EngineError):
     """The named model or folder is not on this machine."""
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from engine.checkpoint.catalog import resolve_model
+from engine.checkpoint.dense_model import DenseModel
 from engine.errors import CheckpointCorrupt, InvalidSetting
+from engine.model import kernels
+from engine.model.experts import plain_activation
 
+Progress = Callable[[str, int, int], None]
 DEFAULT_CONTEXT_LENGTH = 2048
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -23,7 +27,7 @@ class ModelFiles:
     path: Path
 
 
-def locate_model(model: str | Path, on_progress: Callable[[str, int, int], None] | None) -> ModelFiles:
+def locate_model(model: str | Path, on_progress: Progress | None) -> ModelFiles:
     """The folder of "demo" (built if need be), "org/name" or a path. Raises ModelNotFound, BuildFailed, DiskFull."""
     from engine.checkpoint.builtin import BUILTIN_NAME, ensure_builtin
 
@@ -54,6 +58,17 @@ def context_for(config: PretrainedConfig, asked: int | None) -> int:
     if not 1 <= asked <= limit:
         raise InvalidSetting(f"A context of {asked} tokens is not possible.", f"This model allows 1 to {limit}.")
     return asked
+
+
+def prepare_kernels(dense: DenseModel, fast_path: bool, on_progress: Progress | None) -> None:
+    """Compiles what the first token would otherwise wait for; a second at most on every later start."""
+    head = dense.model.get_output_embeddings()
+    if head is None:
+        return
+    by_kernel = all(plain_activation(module) is not None for module in dense.experts_modules)
+    dtypes = {param.dtype for layer in range(len(dense.experts_modules)) for param in dense.index.params(layer)}
+    experts = dtypes.pop() if by_kernel and len(dtypes) == 1 else None
+    kernels.prepare(head.weight.dtype, experts, fast_path, on_progress)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

@@ -32,7 +32,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="0 is off.", show_default="0")] = None,
     top_p: Annotated[float | None, typer.Option(show_default="0.95")] = None,
     min_p: Annotated[float | None, typer.Option(show_default="0")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(show_default="1")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(show_default="the model's own")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given again.")] = None,
     as_json: AsJson = False,

@@ -11,6 +11,8 @@ from app.preferences import Preferences
 from app.settings import Sampling
 from app.ui.layout import SamplingControls
 
+NO_PENALTY = 1.0
+
 
 def to_controls(sampling: Sampling) -> list[Any]:
     """Values of the controls, in their order."""
@@ -20,7 +22,7 @@ def to_controls(sampling: Sampling) -> list[Any]:
         sampling.top_p,
         sampling.top_k,
         sampling.min_p,
-        sampling.repetition_penalty,
+        NO_PENALTY if sampling.repetition_penalty is None else sampling.repetition_penalty,
         sampling.max_new_tokens,
         "" if sampling.seed is None else str(sampling.seed),
         "\n".join(sampling.stop),
@@ -45,7 +47,7 @@ def from_controls(
         top_p=top_p,
         top_k=int(top_k),
         min_p=min_p,
-        repetition_penalty=repetition_penalty,
+        repetition_penalty=None if repetition_penalty == NO_PENALTY else repetition_penalty,
         max_new_tokens=int(max_new_tokens),
         seed=int(seed) if seed.strip() else None,
         stop=[line for line in (stop or "").split("\n") if line],

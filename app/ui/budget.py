@@ -69,19 +69,24 @@ class Budget:
 
     def stamp(self) -> str:
         """Changes whenever the slider and its words have to be shown anew."""
-        engine, state = self._program.host.engine, self._program.host.state
+        host = self._program.host
+        engine = host.engine
         if engine is None:
-            return f"failed {state.error}" if state.error else "loading"
+            return f"failed {host.state.error}" if host.state.error else "planned" if host.plan else "loading"
         plan, auto = engine.plan, self._auto()
         return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto}"
 
     def refresh(self) -> dict[Any, Any]:
         """The slider and its words as they are now."""
-        engine, parts = self._program.host.engine, self._parts
+        engine, plan, parts = self._program.host.engine, self._program.host.plan, self._parts
         failed = self._program.host.state.error is not None
-        if engine is None:
+        if engine is None and (failed or plan is None):
             return {parts.load_again: gr.update(visible=failed)}
-        plan = engine.plan
+        if engine is None:
+            return {
+                parts.slider: _slider_update(plan, interactive=False),
+                parts.label: html.budget_label(plan, html.PLANNED, plan.warnings),
+            }
         return {
             parts.slider: _slider_update(plan),
             parts.label: html.budget_label(plan, warnings=plan.warnings),
@@ -117,5 +122,5 @@ class Budget:
             return self._auto_percent
 
 
-def _slider_update(plan: Plan) -> Any:
-    return gr.update(value=round(percent_resident(plan)), minimum=minimum_percent(plan), interactive=True)
+def _slider_update(plan: Plan, interactive: bool = True) -> Any:
+    return gr.update(value=round(percent_resident(plan)), minimum=minimum_percent(plan), interactive=interactive)

@@ -11,6 +11,7 @@ from app.ui.plan_view import Plan, budget_words, bytes_in_words, invitation, tot
 from engine.errors import EngineError
 
 PREVIEW = "Release to apply."
+PLANNED = "The plan for this start; the slider can be moved as soon as the model is ready."
 APPLYING = "Applied as soon as the token being computed is done …"
 
 

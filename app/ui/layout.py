@@ -189,7 +189,7 @@ def _sampling_controls() -> SamplingControls:
             top_p=_slider("Top-p", "keep the likeliest words up to this share", 0.05, 1, 0.01),
             top_k=_slider("Top-k", "keep this many likeliest words; 0 keeps all", 0, 200, 1),
             min_p=_slider("Min-p", "drop words this much less likely than the likeliest", 0, 1, 0.01),
-            repetition_penalty=_slider("Repetition penalty", "1 is off", 1, 2, 0.01),
+            repetition_penalty=_slider("Repetition penalty", "1 leaves it to the model", 1, 2, 0.01),
             max_new_tokens=_slider("Longest answer", "in tokens", 16, 4096, 16),
             seed=gr.Textbox(label="Seed", placeholder="random", max_lines=1),
             stop=gr.Textbox(label="Stop strings", placeholder="one a line", lines=2, max_lines=6),

@@ -18,7 +18,7 @@ from app.program import Program
 from app.ui import html
 from app.ui.budget import Budget
 from app.ui.layout import Parts
-from app.ui.panels import panel_data
+from app.ui.panels import memory_bars, panel_data
 from app.ui.tabs import Tabs
 
 
@@ -53,7 +53,7 @@ class LivePanels:
         )
 
     def reading(self) -> dict[str, Any]:
-        """HTML by the id of its place, and the data of the panels (None until the engine is ready)."""
+        """HTML by the id of its place, and the data of the panels once the engine is ready, of one before."""
         program = self._program
         state, engine = program.host.state, program.host.engine
         warnings = "".join(html.notice("warning", text) for text in program.warnings)
@@ -61,9 +61,10 @@ class LivePanels:
             pill, kind = ("Failed", "error") if state.error else (state.words, "wait")
             budget = f"budget {program.host.options.get('budget', 'auto')}"
             header = html.header(program.model_name, budget, pill, kind)
-            return {"words": {"header": header, "load-notice": html.load_notice(state), "warnings": warnings}}
+            words = {"header": header, "load-notice": html.load_notice(state), "warnings": warnings}
+            return {"words": words} | self._planned()
         snapshot = engine.snapshot()
-        memory = near_memory(getattr(engine, "device", "cpu"))
+        memory = near_memory(engine.device)
         return {
             "words": {
                 "header": self._header(snapshot),
@@ -73,6 +74,13 @@ class LivePanels:
             },
             "panels": panel_data(snapshot, program.history.samples(), memory),
         }
+
+    def _planned(self) -> dict[str, Any]:
+        """What will be in memory, while the model is being loaded."""
+        plan = self._program.host.plan
+        if plan is None or self._program.host.state.error:
+            return {}
+        return {"memory": memory_bars(plan, near_memory("cpu"))}
 
     def _header(self, snapshot: Any) -> str:
         pill, kind = ("Answering", "busy") if self._program.answers.current else ("Ready", "ready")

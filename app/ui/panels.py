@@ -59,11 +59,14 @@ def memory_bars(plan: Any, memory: NearMemory) -> dict[str, Any]:
     ]
     others = _step(memory.others_bytes(plan.near_bytes_total))
     free = max(memory.total_bytes - others - plan.near_bytes_total, 0)
+    margin = min(plan.margin_bytes, free)
     machine = [
         {"key": "ours", "label": "ExpertFlow", "bytes": plan.near_bytes_total},
         {"key": "others", "label": "Other programs", "bytes": others},
-        {"key": "free", "label": "Free", "bytes": free},
+        {"key": "margin", "label": "Kept free for them", "bytes": margin},
+        {"key": "free", "label": "Free", "bytes": free - margin},
     ]
+    machine = [part for part in machine if part["bytes"] or part["key"] != "margin"]
     left_out = max(plan.model_bytes_total - plan.near_bytes_total, 0)
     for part in owners + machine:
         part["words"] = bytes_in_words(part["bytes"])

@@ -20,7 +20,7 @@ from engine.cache.prefill_stream import PrefillStream
 from engine.cache.residency import Residency
 from engine.cache.transfers import Transfers
 from engine.checkpoint.expert_key import ExpertKey
-from engine.errors import EngineClosed, EngineError, TransferFailed
+from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
 
 RoutingListener = Callable[[int, Sequence[int]], None]
@@ -57,6 +57,7 @@ class ExpertCache:
         self._failed: dict[ExpertKey, Exception] = {}
         self._ahead: deque[ExpertKey] = deque()
         self._read_ahead = False
+        self._cancelled: Callable[[], bool] = lambda: False
         self._phase = Phase.DECODE
         self._rows = np.zeros(max(experts_per_layer), np.int64)  # of the computing layer's experts, in prefill
         self._closed = False
@@ -75,11 +76,13 @@ class ExpertCache:
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Starts loading what is missing of these distinct experts. Returns a lease that hands them out as they
-        become ready. Counts a hit, late or miss for each at this moment (design: "activation").
+        become ready. Counts a hit, late or miss for each at this moment (design: "activation"). Raises Cancelled.
         """
         keys = [ExpertKey(layer, expert) for expert in experts]
         if self._phase is Phase.DECODE and self._on_routing is not None:
             self._on_routing(layer, experts)
+        if self._phase is Phase.PREFILL and self._cancelled():
+            raise Cancelled
         with self._lock:
             self._raise_if_closed()
             lease = Lease(self, keys)
@@ -91,9 +94,13 @@ class ExpertCache:
             self._schedule(lease)
         return lease
 
-    def begin_prefill(self, tokens: int, top_k: int) -> None:
-        """The next steps process `tokens` rows at once: stream experts, reading ahead if most will be needed."""
+    def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """The next steps process `tokens` rows at once: stream experts, reading ahead if most will be needed.
+
+        As soon as `cancelled()`, `acquire` raises Cancelled: a pass takes seconds, a layer a fraction of one.
+        """
         with self._lock:
+            self._cancelled = cancelled
             self._phase = Phase.PREFILL
             self._read_ahead = tokens * top_k >= 2 * max(self._experts_per_layer)
             self._stream.begin()

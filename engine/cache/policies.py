@@ -7,9 +7,9 @@ run in the engine and in offline replays.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict, deque
-from collections.abc import Container, Iterable, Sequence
-from heapq import heappop, heappush
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Container, Iterable, Sequence
+from heapq import heapify, heappop, heappush
 
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import InvalidSetting
@@ -109,28 +109,56 @@ class DecayedLFU(EvictionPolicy):
     def __init__(self, half_life_steps: float = 64.0) -> None:
         self._growth = 2.0 ** (1.0 / half_life_steps)
         self._weight = 1.0  # of a use now: growing weights spare decaying every count
-        self._score: Counter[ExpertKey] = Counter()
+        self._score: defaultdict[ExpertKey, float] = defaultdict(float)
         self._resident: set[ExpertKey] = set()
+        self._lowest: list[tuple[float, ExpertKey]] = []  # heap; entries of removed keys or old scores are skipped
 
     def inserted(self, key: ExpertKey) -> None:
         self._resident.add(key)
+        heappush(self._lowest, (self._score[key], key))
 
     def removed(self, key: ExpertKey) -> None:
         self._resident.discard(key)
 
     def used(self, key: ExpertKey) -> None:
-        self._score[key] += self._weight  # type: ignore[assignment]
+        self._score[key] += self._weight
+        if key in self._resident:
+            heappush(self._lowest, (self._score[key], key))
 
     def step_ended(self) -> None:
         self._weight *= self._growth
         if self._weight > 1e12:
             for key in self._score:
-                self._score[key] /= self._weight  # type: ignore[assignment]
+                self._score[key] /= self._weight
             self._weight = 1.0
+            self._lowest.clear()
+        if not self._lowest or len(self._lowest) > 8 * len(self._resident):
+            self._lowest = [(self._score[key], key) for key in self._resident]
+            heapify(self._lowest)
 
     def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
-        candidates = (key for key in self._resident if key not in blocked)
-        return min(candidates, key=lambda key: (self._score[key], key), default=None)
+        return _first_valid(self._lowest, self._is_current, blocked)
+
+    def _is_current(self, key: ExpertKey, score: float) -> bool:
+        return key in self._resident and score == self._score[key]
+
+
+def _first_valid(
+    heap: list[tuple[float, ExpertKey]],
+    is_current: Callable[[ExpertKey, float], bool],
+    blocked: Container[ExpertKey],
+) -> ExpertKey | None:
+    """The first key of `heap` that is not blocked; drops outdated entries on the way, keeps all others."""
+    set_aside = []
+    found = None
+    while heap and found is None:
+        score, key = heappop(heap)
+        if is_current(key, score):
+            set_aside.append((score, key))
+            found = key if key not in blocked else None
+    for entry in set_aside:
+        heappush(heap, entry)
+    return found
 
 
 class Belady(EvictionPolicy):
@@ -157,18 +185,10 @@ class Belady(EvictionPolicy):
             self._enter(key)
 
     def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
-        set_aside = []
-        found = None
-        while self._farthest and found is None:
-            entry = heappop(self._farthest)
-            key = entry[1]
-            if key not in self._resident or -entry[0] != self._next_use(key):
-                continue
-            set_aside.append(entry)
-            found = key if key not in blocked else None
-        for entry in set_aside:
-            heappush(self._farthest, entry)
-        return found
+        return _first_valid(self._farthest, self._is_current, blocked)
+
+    def _is_current(self, key: ExpertKey, score: float) -> bool:
+        return key in self._resident and -score == self._next_use(key)
 
     def _enter(self, key: ExpertKey) -> None:
         heappush(self._farthest, (-self._next_use(key), key))

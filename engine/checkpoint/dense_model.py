@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from engine.checkpoint.expert_index import ExpertIndex
-from engine.checkpoint.safetensors_header import read_checkpoint_headers
+from engine.checkpoint.safetensors_header import CheckpointTensors, read_checkpoint_headers
 from engine.checkpoint.skeleton import Skeleton, build_skeleton, quiet_transformers
 from engine.checkpoint.storage_plan import parameters_in_storage_dtype, resident_bytes
 from engine.checkpoint.stored_modules import store_modules
@@ -41,34 +41,58 @@ class DenseModel:
         return resident_bytes(self.model)
 
 
-def load_dense(path: Path, on_progress: Progress | None = None) -> DenseModel:
-    """Load the checkpoint folder `path` without reading one byte of an expert.
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint whose config and headers were read, and no weight: enough to plan its memory."""
 
-    The model computes what `from_pretrained(path, dtype=torch.float32)` would; Linear and Embedding weights stay
-    in the checkpoint's dtype and are raised to float32 at use. `on_progress(stage, done_bytes, total_bytes)`.
-    Raises the typed errors of `build_skeleton`, `read_checkpoint_headers` and `TensorReader`.
-    """
+    path: Path
+    skeleton: Skeleton
+    headers: CheckpointTensors
+    groups: Mapping[str, WeightGroup]
+    index: ExpertIndex
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.skeleton.model.config
+
+
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
+    """Raises the typed errors of `build_skeleton` and `read_checkpoint_headers`."""
     path = Path(path)
     experts_function.register()
     skeleton = build_skeleton(path, experts_function.NAME)
     headers = read_checkpoint_headers(path)
     groups = group_weights(skeleton.model, headers.tensors)
-    index = ExpertIndex(skeleton, headers, groups)
-    model = skeleton.model
+    return OpenedCheckpoint(path, skeleton, headers, groups, ExpertIndex(skeleton, headers, groups))
+
+
+def load_dense(path: Path, on_progress: Progress | None = None) -> DenseModel:
+    """`read_dense` of the checkpoint folder `path`."""
+    return read_dense(open_checkpoint(path), on_progress)
+
+
+def read_dense(checkpoint: OpenedCheckpoint, on_progress: Progress | None = None) -> DenseModel:
+    """Load the checkpoint, once, without reading one byte of an expert.
+
+    The model computes what `from_pretrained(path, dtype=torch.float32)` would; Linear and Embedding weights stay
+    in the checkpoint's dtype and are raised to float32 at use. `on_progress(stage, done_bytes, total_bytes)`.
+    Raises the typed errors of `TensorReader`.
+    """
+    skeleton, model = checkpoint.skeleton, checkpoint.skeleton.model
     names = set(model.state_dict()) - set(skeleton.expert_parameter_names())
     with quiet_transformers(), torch.no_grad():
         stored = parameters_in_storage_dtype(model)
-        dense = [group for group in groups.values() if group.target in names]
-        with TensorReader(headers.files) as reader:
+        dense = [group for group in checkpoint.groups.values() if group.target in names]
+        with TensorReader(checkpoint.headers.files) as reader:
             missing = names - _load_groups(model, dense, reader, stored, on_progress)
         _complete(skeleton, missing)
         _strip_experts(skeleton)
         store_modules(model, stored)
-        _attach_generation_config(model, path)
-    model.config.name_or_path = str(path)
+        _attach_generation_config(model, checkpoint.path)
+    model.config.name_or_path = str(checkpoint.path)
     model.eval().requires_grad_(False)
     model.save_pretrained = _refuse_saving
-    return DenseModel(model, index, tuple(experts.module for experts in skeleton.experts))
+    return DenseModel(model, checkpoint.index, tuple(experts.module for experts in skeleton.experts))
 
 
 def _strip_experts(skeleton: Skeleton) -> None:

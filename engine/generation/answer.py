@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
+from engine.errors import Cancelled
 from engine.generation.activity import Activity
 from engine.generation.sampling import Sampler
 from engine.generation.sequence import TokenSequence
@@ -65,10 +66,11 @@ class Answer:
         self._activity.prefill_planned(sum(map(len, chunks)))
         logits = None
         for chunk in chunks:
-            if self._cancelled():
+            try:
+                with self._gate.step(), self._activity.prefill(len(chunk)):
+                    logits = self._sequence.prefill(chunk, self._cancelled)
+            except Cancelled:
                 return None
-            with self._gate.step(), self._activity.prefill(len(chunk)):
-                logits = self._sequence.prefill(chunk)
         return None if self._cancelled() else logits
 
     def _reason_to_end(self, token: int, total: int) -> str | None:

@@ -71,9 +71,12 @@ class TokenSequence:
         rows = self._rows if self._kv.can_crop else len(rest)  # recurrent layers take a prompt in one pass only
         return [rest[start : start + rows] for start in range(0, len(rest), rows)]
 
-    def prefill(self, chunk: Sequence[int]) -> torch.Tensor:
-        """Reads one pass of tokens. Returns fp32 logits [vocab] after the last."""
-        self._experts.begin_prefill(len(chunk), self._top_k)
+    def prefill(self, chunk: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """Reads one pass of tokens. Returns fp32 logits [vocab] after the last.
+
+        Raises Cancelled within a layer of `cancelled()`; what was read before this pass stays.
+        """
+        self._experts.begin_prefill(len(chunk), self._top_k, cancelled)
         try:
             return self._forward(chunk)
         finally:

@@ -50,6 +50,7 @@ class MemoryPlan:
     minimum_slots: int
     model_bytes_total: int
     budget: str
+    margin_bytes: int = 0  # left to other programs; only "auto" decides that
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -136,9 +137,9 @@ def _auto_plan(footprint: Footprint, available_bytes: int) -> MemoryPlan:
             "Close other programs, lower the context length, or set the budget by hand.",
         )
     free = f"{format_bytes(available_bytes)} are free; {format_bytes(margin)} of them stay with other programs."
-    if slots == footprint.experts_total:
-        return _plan(footprint, slots, "auto", free, "Everything fits, so everything is held.")
-    return _plan(footprint, slots, "auto", free, "The rest of the room goes to experts.")
+    all_fit = slots == footprint.experts_total
+    decision = "Everything fits, so everything is held." if all_fit else "The rest of the room goes to experts."
+    return replace(_plan(footprint, slots, "auto", free, decision), margin_bytes=margin)
 
 
 def _percent_plan(footprint: Footprint, percent: float, text: str) -> MemoryPlan:

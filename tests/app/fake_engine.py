@@ -25,6 +25,7 @@ class FakePlan:
     slot_bytes: int = SLOT_BYTES
     minimum_slots: int = TOP_K
     model_bytes_total: int = 113_000_000 + LAYERS * EXPERTS * SLOT_BYTES
+    margin_bytes: int = 1_000_000_000
     reasons: tuple[str, ...] = ("There is no NVIDIA card, so experts are computed by the processor.",)
     warnings: tuple[str, ...] = ()
 
@@ -98,7 +99,7 @@ class FakeEngine:
         self.fail = fail
         self.prompts: list[list[dict]] = []
         self.arguments: dict = {}
-        self.model_name = "demo"
+        self.model_name, self.device = "demo", "cpu"
         self.plan = FakePlan(slots=LAYERS * EXPERTS)
         self.closed = False
         self._stats = FakeStats()

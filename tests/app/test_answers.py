@@ -23,7 +23,7 @@ class Stage:
         self.answers = Answers(self.host, self.store)
         self.host.start()
 
-    def _load(self, on_progress):
+    def _load(self, on_progress, **options):
         on_progress("Reading dense weights", 1, 4)
         self.release.wait(10)
         if isinstance(self.engine, Exception):

@@ -47,7 +47,7 @@ def test_a_failure_is_kept_and_another_try_with_other_options_may_work():
 
 
 def test_an_unforeseen_error_becomes_words():
-    def load(on_progress):
+    def load(on_progress, **options):
         raise KeyError("weights")
 
     host = EngineHost({}, load)
@@ -61,7 +61,7 @@ def test_an_unforeseen_error_becomes_words():
 def test_closing_while_loading_closes_the_engine_that_comes():
     go_on, engine = threading.Event(), FakeEngine()
 
-    def load(on_progress):
+    def load(on_progress, **options):
         go_on.wait(10)
         return engine
 

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from engine.errors import BudgetTooSmall
 from tests.app.browsing import ServedProgram
-from tests.app.fake_engine import FakeEngine
+from tests.app.fake_engine import FakeEngine, FakePlan
 
 pytestmark = pytest.mark.browser
 
@@ -62,14 +62,18 @@ def test_a_chat_streams_is_committed_and_there_after_a_reload(serve, visit):
 def test_the_page_is_there_while_the_model_loads_and_answers_what_was_asked_then(serve, visit):
     ready = threading.Event()
 
-    def load(on_progress, **options):
+    def load(on_progress, on_plan, **options):
         on_progress("Building the built-in model", 9, 20)
+        on_plan(FakePlan(slots=48))
         ready.wait(60)
         return FakeEngine(words=SHORT)
 
     page = visit(serve(load).address)
     page.see("#load-notice", "Building the built-in model")
     page.see("#load-notice", "as soon as the model is ready")
+    page.see("#budget-words", "25 %: 48 of 192 experts")
+    page.see("#panels .panel-memory", "Dense layers")
+    page.not_see("#panels .tile")
     page.say("Are you there?")
     page.see("#live", "Waiting for the model: Building the built-in model, 45 %")
     ready.set()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_the_bars_add_up_to_the_model_and_to_the_machine(engine):
     assert owners == engine.plan.near_bytes_total
     assert owners + bars["left_out_bytes"] == engine.plan.model_bytes_total
     assert sum(part["bytes"] for part in bars["machine"]) == MEMORY.total_bytes
+
+
+def test_what_auto_leaves_to_other_programs_is_part_of_what_is_free(engine):
+    parts = {part["key"]: part["bytes"] for part in memory_bars(engine.plan, MEMORY)["machine"]}
+    assert parts["margin"] == engine.plan.margin_bytes > 0
+    by_hand = memory_bars(replace(engine.plan, margin_bytes=0), MEMORY)["machine"]
+    assert {part["key"]: part["bytes"] for part in by_hand}["free"] == parts["margin"] + parts["free"]
 
 
 def test_link_traffic_counts_corrections_as_demanded():

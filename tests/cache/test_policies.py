@@ -66,6 +66,42 @@ def test_belady_never_misses_more_than_the_others(uses, slots):
         assert bound <= len(misses(policy, uses, slots))
 
 
+def naive_lfu(uses: list[ExpertKey], slots: int, half_life: float) -> list[ExpertKey]:
+    held: set[ExpertKey] = set()
+    missed = []
+    for now, key in enumerate(uses):
+        scores = dict.fromkeys(held, 0.0)
+        for then, used in enumerate(uses[:now]):
+            if used in scores:
+                scores[used] += 2.0 ** (-(now - then) / half_life)
+        if key not in held:
+            missed.append(key)
+            if len(held) == slots:
+                held.remove(min(held, key=lambda one, scores=scores: (scores[one], one)))
+            held.add(key)
+    return missed
+
+
+@given(st.lists(keys, max_size=60), st.integers(1, 8))
+def test_lfu_equals_the_naive_one(uses, slots):
+    assert misses(DecayedLFU(half_life_steps=4), uses, slots) == naive_lfu(uses, slots, 4)
+
+
+def test_lfu_stays_right_over_many_steps_and_uses():
+    """Growing weights are scaled down and the heap is rebuilt: the order survives both."""
+    favourite, rival = ExpertKey(0, 0), ExpertKey(0, 1)
+    policy = DecayedLFU(half_life_steps=1)
+    for key in (favourite, rival):
+        policy.inserted(key)
+    for step in range(200):
+        policy.used(favourite)
+        if step % 2:
+            policy.used(rival)
+        policy.step_ended()
+        assert policy.victim(blocked=(), incoming=None) == rival
+    assert len(policy._lowest) <= 8 * 2 + 3
+
+
 def test_lfu_keeps_the_favourite_and_forgets_an_old_one():
     favourite, rival = ExpertKey(0, 0), ExpertKey(0, 1)
     passing = [ExpertKey(1, expert) for expert in range(EXPERTS)]

@@ -51,6 +51,18 @@ def test_bytes_on_the_link_are_the_misses_bytes():
         assert stats.bytes_prefetch_wasted == 0
 
 
+def test_the_plan_is_told_before_any_weight_is_read():
+    told = []
+    with Engine.load(
+        tiny_checkpoint("mixtral"),
+        budget="50%",
+        on_plan=lambda plan: told.append(plan),
+        on_progress=lambda *progress: told.append(progress),
+    ) as engine:
+        assert told[0] == engine.plan
+        assert any("dense" in stage for stage, _, _ in told[1:])
+
+
 def test_a_follow_up_reads_only_what_is_new(engine):
     prompt = prompt_of(30, 2)
     answer = engine.generate_ids(prompt, 8)
@@ -68,6 +80,25 @@ def test_cancel_ends_after_the_current_token(engine):
             if number == 2:
                 engine.cancel()
     assert reasons == [None, None, None, "cancelled"]
+
+
+def test_cancel_ends_a_prefill_pass_between_two_layers(engine, monkeypatch):
+    prompt = prompt_of(60, 4)
+    expected = engine.generate_ids(prompt, 4)
+    engine.generate_ids(prompt_of(5, 5), 1)  # another chat: the prompt will have to be read again
+    asked, acquire = [], engine._cache.acquire
+
+    def cancelling(layer, experts):
+        asked.append(layer)
+        if layer == 1:
+            engine.cancel()
+        return acquire(layer, experts)
+
+    with monkeypatch.context() as patch, engine._one_answer():
+        patch.setattr(engine._cache, "acquire", cancelling)
+        answer = list(engine._answer(prompt, 4, _greedy()).tokens())
+    assert (asked, answer) == ([0, 1], [(None, "cancelled")])
+    assert engine.generate_ids(prompt, 4) == expected
 
 
 def test_a_second_answer_is_refused_in_words(engine):

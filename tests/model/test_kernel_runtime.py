@@ -70,6 +70,18 @@ def test_a_home_that_cannot_be_written_gets_a_temporary_folder(tmp_path, monkeyp
     assert tmp_path not in folder.parents and folder.name.startswith("kernels-")
 
 
+def test_kernels_of_versions_not_used_for_a_week_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPERTFLOW_HOME", str(tmp_path))
+    current = runtime.cache_folder()
+    old, recent = current.with_name("kernels-old"), current.with_name("kernels-recent")
+    for folder in (old, recent):
+        folder.mkdir()
+        (folder / "kernel.nbc").write_text("")
+    os.utime(old, (0, 0))
+    assert runtime.cache_folder() == current
+    assert current.exists() and recent.exists() and not old.exists()
+
+
 def test_kernels_follow_torchs_number_of_threads():
     import numba
 

@@ -30,6 +30,7 @@ root.append(make("p", "empty panels-empty",
 const tilesBox = make("div", "tiles");
 root.append(tilesBox);
 const memoryBox = section("Memory", "");
+memoryBox.parentNode.classList.add("panel-memory");
 const heatBox = section("Experts", "One row a layer, one cell an expert. Brighter: used more often.");
 const hitBox = section("When an expert was needed",
   "Share of needs, second by second. Ready: no wait. On its way: a short wait. Absent: fetched while you wait.");
@@ -207,6 +208,8 @@ const draw = () => {
   Object.entries(reading.words || {}).forEach(([id, html]) => write(id, html));
   const data = reading.panels;
   root.classList.toggle("is-empty", !data);
+  root.classList.toggle("is-planned", !data && Boolean(reading.memory));
+  if (!data && reading.memory) drawMemory(reading.memory);
   if (!data) return;
   drawTiles(data.tiles);
   drawMemory(data.memory);

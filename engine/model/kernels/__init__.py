@@ -20,12 +20,16 @@ set_numba_environment()  # before any module of this package can import numba
 
 
 def prepare(
-    dense: torch.dtype, experts: torch.dtype | None, on_progress: Callable[[str, int, int], None] | None = None
+    dense: torch.dtype,
+    experts: torch.dtype | None,
+    fast_path: bool,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Has the kernels compiled for weights of these dtypes before the first token needs them.
 
-    `experts`: None when the fast path will not decode. Nothing to do where the kernels cannot run or read the
-    dtype. About a second when an earlier start compiled them, some 15 seconds of one core when not.
+    `experts`: None when torch computes them. `fast_path`: whether it will decode. Nothing to do where the kernels
+    cannot run or read the dtype. About a second when an earlier start compiled them, some 15 seconds of one core
+    when not.
     """
     if not available():
         return
@@ -33,4 +37,5 @@ def prepare(
     from engine.model.kernels.warm_up import warm_up
 
     if has_kernel_dtype(dense):
-        warm_up(dense, experts if experts is not None and has_kernel_dtype(experts) else None, on_progress)
+        readable = experts if experts is not None and has_kernel_dtype(experts) else None
+        warm_up(dense, readable, fast_path and readable is not None, on_progress)

@@ -13,9 +13,11 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ from engine.paths import models_dir
 _OMP_MODULE = "numba.np.ufunc.omppool"
 _SYSTEM_NAME = b"\0libgomp.so.1.0.0\0"  # what numba's wheel links against
 _TORCH_NAME = b"\0libgomp.so.1\0\0\0\0\0"  # what torch ships and has loaded already
+
+_KEPT_SECONDS = 7 * 86400
 
 _calling_thread = threading.local()
 
@@ -71,10 +75,19 @@ def cache_folder() -> Path:
     preferred = models_dir().parent / name
     try:
         preferred.mkdir(parents=True, exist_ok=True)
+        os.utime(preferred)
         writable = os.access(preferred, os.W_OK)
+        _remove_outdated(preferred)
     except OSError:
         writable = False
     return preferred if writable else Path(tempfile.gettempdir()) / f"expertflow-{getpass.getuser()}" / name
+
+
+def _remove_outdated(current: Path) -> None:
+    """Other versions' kernels, unless used lately: two checkouts may take turns on one machine."""
+    for folder in current.parent.glob("kernels-*"):
+        if folder != current and time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_numba_environment() -> None:
