@@ -16,7 +16,7 @@ def test_the_peak_remembers_and_forgets():
     assert peak > len(ballast)
     del ballast
     return_freed_memory()
-    assert peak_rss_bytes() >= peak
+    assert peak_rss_bytes() >= peak - MIB  # the kernel sums its counters lazily
     if reset_peak_rss():
         assert peak_rss_bytes() < peak - 48 * MIB
 
