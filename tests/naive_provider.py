@@ -42,7 +42,6 @@ class NaiveProvider:
 
     def __init__(self, index: ExpertIndex) -> None:
         self.index = index
-        self.reader = TensorReader(index.files)
         self.routing: list[tuple[int, list[list[int]]]] = []
 
     def observe(self, layer: int, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
@@ -67,4 +66,5 @@ class NaiveLease:
             return []
         expert = self._waiting.pop(0)
         key = ExpertKey(self._layer, expert)
-        return [(expert, read_expert(self._provider.index, self._provider.reader, key))]
+        with TensorReader(self._provider.index.files) as reader:
+            return [(expert, read_expert(self._provider.index, reader, key))]
