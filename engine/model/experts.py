@@ -75,11 +75,6 @@ class ExpertsPlan:
     num_experts: int
     activation: int | None
 
-    @property
-    def is_silu(self) -> bool:
-        """Whether the gate is SiLU, for which the kernels have a pass over many rows."""
-        return self.activation == 0
-
 
 def register() -> None:
     """Makes `experts_implementation="expertflow"` valid in transformers. May be called again."""
@@ -137,11 +132,14 @@ def compute_experts(
     pairs = _Pairs(top_k_index, plan.num_experts)
     x = hidden_states.float().contiguous()
     rows = torch.empty(len(pairs.tokens), x.shape[1], dtype=torch.float32)
-    few_rows = plan.activation is not None and x.shape[0] <= MAX_KERNEL_ROWS
+    few_rows = x.shape[0] <= MAX_KERNEL_ROWS
     with plan.provider.acquire(plan.layer, pairs.experts.tolist()) as lease:
         while batch := lease.next_batch():
-            if few_rows and _kernel_reads(batch[0][1].tensors):
-                _batch_by_kernel(plan, batch, pairs, x, rows)
+            by_kernel = plan.activation is not None and _kernel_reads(batch[0][1].tensors)
+            if by_kernel and few_rows:
+                _few_rows_by_kernel(plan, batch, pairs, x, rows)
+            elif by_kernel:
+                _many_rows_by_kernel(plan, batch, pairs, x, rows)
             else:
                 _batch_by_torch(module, batch, pairs, x, rows)
     return _combined(rows, pairs.row_of_pair, top_k_weights.float()).to(hidden_states.dtype)
@@ -190,23 +188,10 @@ def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tenso
     gated = getattr(module, "has_gate", True)
     first = "gate_up_proj" if gated else "up_proj"
     inner = multiply(x, tensors[first], _bias(tensors, first))
-    inner = _gated(module, inner) if gated else module.act_fn(inner)
+    inner = module._apply_gate(inner) if gated else module.act_fn(inner)
     multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"), out=out)
     if getattr(module, "has_post_expert_norm", False):
         out.copy_(module.post_expert_norm(out))
-
-
-def _gated(module: Any, gate_up: torch.Tensor) -> torch.Tensor:
-    """act(gate) * up as the family defines it; SiLU in one pass where the kernels can."""
-    plan = getattr(module, "_expertflow", None)
-    if plan is None or not plan.is_silu:
-        return module._apply_gate(gate_up)
-    from engine.model.kernels.activation import silu_gate
-
-    kernels.use_torch_threads()
-    out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    silu_gate(gate_up.numpy(), out.numpy())
-    return out
 
 
 def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
@@ -216,12 +201,24 @@ def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
 
 def _kernel_reads(tensors: dict[str, torch.Tensor]) -> bool:
     from engine.model.kernels.storage import has_kernel_dtype
+    from engine.model.kernels.tile_product import fits_tiles
 
     gate_up, down = tensors["gate_up_proj"], tensors["down_proj"]
-    return has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
+    return has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype and fits_tiles(gate_up.shape, down.shape)
 
 
-def _batch_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
+def _many_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
+    from engine.model.kernels.storage import kernel_view
+    from engine.model.kernels.tile_product import expert_rows
+
+    kernels.use_torch_threads()
+    for expert, weights in batch:
+        chosen = pairs.rows_of(expert)
+        gate_up, down = (kernel_view(weights.tensors[name]) for name in ("gate_up_proj", "down_proj"))
+        expert_rows(gate_up, down, plan.activation, x.detach().numpy(), pairs.tokens[chosen], rows[chosen].numpy())
+
+
+def _few_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     from engine.model.kernels.expert_mlp import expert_mlp
     from engine.model.kernels.storage import kernel_view
 

@@ -26,7 +26,7 @@ class StoredLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight.detach(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
-        self._kernel = _matvec_for(weight)
+        self._kernel = _product_for(weight)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, weight: torch.Tensor | None = None) -> StoredLinear:
@@ -36,7 +36,7 @@ class StoredLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.numel() // self.in_features
         flat = x.reshape(rows, self.in_features)
-        if rows <= MAX_KERNEL_ROWS and self._kernel is not None and x.dtype == torch.float32:
+        if self._kernel is not None and x.dtype == torch.float32:
             out = self._kernel(flat)
             if self.bias is not None:
                 out += self.bias
@@ -72,21 +72,23 @@ class StoredEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, stored={self.weight.dtype}"
 
 
-def _matvec_for(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A function x [rows, in] -> [rows, out] for few rows, or None where torch has to compute."""
+def _product_for(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A function x [rows, in] -> [rows, out] by the kernels, or None where torch has to compute."""
     if weight.device.type != "cpu" or not weight.is_contiguous() or not kernels.available():
         return None
     from engine.model.kernels.matvec import matvec
     from engine.model.kernels.storage import has_kernel_dtype, kernel_view
+    from engine.model.kernels.tile_product import TILE_OUTPUTS, multiply_rows
 
-    if not has_kernel_dtype(weight.dtype):
+    if not has_kernel_dtype(weight.dtype) or weight.shape[0] < TILE_OUTPUTS:
         return None
     stored = kernel_view(weight)
 
-    def multiply(x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> torch.Tensor:
         out = torch.empty(x.shape[0], stored.shape[0], dtype=torch.float32)
         kernels.use_torch_threads()
-        matvec(stored, x.detach().contiguous().numpy(), out.numpy())
+        multiply = matvec if x.shape[0] <= MAX_KERNEL_ROWS else multiply_rows
+        multiply(stored, x.detach().contiguous().numpy(), out.numpy())
         return out
 
-    return multiply
+    return product

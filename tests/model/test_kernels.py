@@ -12,7 +12,7 @@ from engine.model import kernels
 
 assert kernels.available(), kernels.unavailable_reason()
 
-from engine.model.kernels.activation import activation_number, silu_gate  # noqa: E402
+from engine.model.kernels.activation import activation_number  # noqa: E402
 from engine.model.kernels.declare import kernel  # noqa: E402
 from engine.model.kernels.expert_mlp import expert_mlp  # noqa: E402
 from engine.model.kernels.exponential import exp  # noqa: E402
@@ -153,16 +153,6 @@ def test_an_experts_output_does_not_depend_on_its_company(dtype, seed):
     for expert in (2, 0, 3, 1):
         slots.run([expert], x, [0], [expert], 0, alone)
     assert together.tobytes() == alone.tobytes()
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 9), st.integers(1, 130), st.integers(0, 999))
-def test_silu_gate_is_torchs(rows, width, seed):
-    gate_up = normal(seed, rows, 2 * width) * 20
-    out = np.empty((rows, width), np.float32)
-    silu_gate(gate_up.numpy(), out)
-    gate, up = gate_up.chunk(2, dim=-1)
-    np.testing.assert_allclose(out, (torch.nn.functional.silu(gate) * up).numpy(), rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=60)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 
-from engine.model.kernels.declare import inlined, parallel_kernel, prange
+from engine.model.kernels.declare import inlined
 from engine.model.kernels.exponential import exp
 
 SILU, GELU, GELU_TANH, RELU = range(4)
@@ -39,16 +39,3 @@ def activate(number, x):
         inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
         return np.float32(0.5) * x * (np.float32(1) + math.tanh(inner))
     return max(x, np.float32(0)) if x == x else x
-
-
-@inlined
-def _silu_gate_row(gate, up, out):
-    for i in range(out.shape[0]):
-        out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
-
-
-@parallel_kernel
-def silu_gate(gate_up, out):
-    """out = silu(gate) * up; gate_up float32 [rows, 2 * width], gate first; out [rows, width]."""
-    for r in prange(out.shape[0]):
-        _silu_gate_row(gate_up[r, : out.shape[1]], gate_up[r, out.shape[1] :], out[r])

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.model.kernels.activation import SILU, silu_gate
+from engine.model.kernels.activation import SILU
 from engine.model.kernels.decode_kernels import DecodeKernels
 from engine.model.kernels.routing import combine
 from engine.model.kernels.storage import kernel_view
+from engine.model.kernels.tile_product import TILE_OUTPUTS, expert_rows, multiply_rows
 
 STAGE = "Compiling the decoding kernels (first start only)"
 Progress = Callable[[str, int, int], None]
@@ -27,7 +28,7 @@ def warm_up(
     kernels = DecodeKernels()
     steps = _common_steps(kernels, _stored(dense))
     if experts is not None:
-        steps.append(_experts_step(kernels, _stored(experts)))
+        steps += _experts_steps(kernels, _stored(experts))
     if fast_path:
         steps += _fast_path_steps(kernels, _stored(dense))
     for done, step in enumerate(steps):
@@ -45,18 +46,22 @@ def _common_steps(kernels: DecodeKernels, dense: np.ndarray) -> list[Step]:
     matrix = np.ones((1, 1), np.float32)
     return [
         lambda: kernels.matvec(dense, matrix, matrix.copy()),
-        lambda: silu_gate(np.ones((1, 2), np.float32), matrix.copy()),
+        lambda: multiply_rows(_tall(dense), matrix, np.empty((1, TILE_OUTPUTS), np.float32)),
         lambda: combine(matrix, np.zeros((1, 1), np.int64), matrix, matrix.copy()),
     ]
 
 
-def _experts_step(kernels: DecodeKernels, experts: np.ndarray) -> Step:
+def _experts_steps(kernels: DecodeKernels, experts: np.ndarray) -> list[Step]:
     slot = np.ascontiguousarray(np.tile(experts.reshape(1, 1), (3, 1)))  # gate, up and down of one number each
     address, down_offset = np.array([slot.ctypes.data], np.int64), 2 * slot.itemsize
     matrix, rows = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
-    return lambda: kernels.expert_mlp(
-        address, 0, down_offset, slot[0], SILU, matrix, rows, rows, matrix.copy(), matrix.copy()
-    )
+    tall, out = _tall(experts), np.empty((1, TILE_OUTPUTS), np.float32)
+    return [
+        lambda: kernels.expert_mlp(
+            address, 0, down_offset, slot[0], SILU, matrix, rows, rows, matrix.copy(), matrix.copy()
+        ),
+        lambda: expert_rows(tall, np.tile(experts, (TILE_OUTPUTS, TILE_OUTPUTS // 2)), SILU, matrix, rows, out),
+    ]
 
 
 def _fast_path_steps(kernels: DecodeKernels, dense: np.ndarray) -> list[Step]:
@@ -71,6 +76,10 @@ def _fast_path_steps(kernels: DecodeKernels, dense: np.ndarray) -> list[Step]:
         lambda: kernels.add_experts(one.copy(), matrix, one),
         lambda: kernels.rms_norm(one, one, 1e-6, one.copy()),
     ]
+
+
+def _tall(stored: np.ndarray) -> np.ndarray:
+    return np.tile(stored, (TILE_OUTPUTS, 1))
 
 
 def _stored(dtype: torch.dtype) -> np.ndarray:
