@@ -10,9 +10,9 @@ from engine.model.kv_cache import kv_bytes
 
 FP32_BYTES = 4
 _CHUNKS = (2048, 1024, 512, 256, 128)  # rows of one prefill pass, tried in this order
-_WORKSPACE_TARGET_BYTES = 240 * MIB
+_WORKSPACE_TARGET_BYTES = 256 * 10**6
 _RUNTIME_BYTES = 128 * MIB  # compiled kernels and their libraries, thread stacks, allocator slack: measured
-_ROW_COPIES = 60  # of a hidden row alive or kept by the allocator inside a decoder layer: measured
+_ROW_COPIES = 24  # of a hidden row alive or kept by the allocator inside a decoder layer: measured
 
 
 def prefill_chunk(config: PretrainedConfig, index: ExpertIndex, context_length: int) -> int:

@@ -14,14 +14,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.model.kernels.activation import activate
+from engine.model.kernels.activation import SILU, activate
 from engine.model.kernels.declare import inlined, parallel_kernel, prange
+from engine.model.kernels.exponential import exp
 from engine.model.kernels.storage import to_float32
 
 LANES = 16
 HALF_LANES = 8
 TILE_OUTPUTS = 6  # with 16 lanes: 12 of 16 registers of 8 floats, or 6 of 32 of 16
 BLOCKS_TOGETHER = 8  # activations that one thread goes through for each tile of weights stay in its second cache
+DEPTH = 1024  # inputs at a time: the raised weights of a tile stay in the first cache
+PANEL_STRIDE = DEPTH + 16  # known when compiling, so that one register points to all rows; no power of two
 
 
 def _tile_sums(lanes: int):
@@ -31,29 +34,22 @@ def _tile_sums(lanes: int):
     @intrinsic
     def tile_sums(typing_context, weights, x, depth, sums):
         def generate(context, builder, signature, arguments):
-            pointer = ir.FloatType().as_pointer()
-            arrays = [
-                context.make_array(array_type)(context, builder, argument).data
-                for array_type, argument in zip(signature.args, arguments, strict=True)
-                if array_type != types.intp
-            ]
-            weights_at, x_at, sums_at = (builder.bitcast(array, pointer) for array in arrays)
-            depth = arguments[2]
-            totals = [cgutils.alloca_once(builder, vector) for _ in range(TILE_OUTPUTS)]
-            for total in totals:
-                builder.store(ir.Constant(vector, [0.0] * lanes), total)
+            weights_at, x_at, depth, sums_at = (
+                argument if kind == types.intp else _first_element(context, builder, kind, argument)
+                for kind, argument in zip(signature.args, arguments, strict=True)
+            )
+            places = [_vector_at(builder, sums_at, output * LANES, vector) for output in range(TILE_OUTPUTS)]
+            totals = [cgutils.alloca_once_value(builder, builder.load(place, align=4)) for place in places]
             with cgutils.for_range(builder, depth) as loop:
                 step = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-                activations = _load(builder, x_at, step, vector)
+                activations = builder.load(_vector_at(builder, x_at, step, vector), align=4)
                 for output, total in enumerate(totals):
-                    place = builder.add(builder.mul(depth, ir.Constant(depth.type, output)), loop.index)
+                    place = builder.add(loop.index, ir.Constant(loop.index.type, output * PANEL_STRIDE))
                     weight = builder.load(builder.gep(weights_at, [place]))
                     product = builder.fmul(_spread(builder, weight, vector), activations, flags=("contract",))
                     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-            for output, total in enumerate(totals):
-                place = builder.gep(sums_at, [ir.Constant(depth.type, output * LANES)])
-                store = builder.store(builder.load(total), builder.bitcast(place, vector.as_pointer()))
-                store.align = 4
+            for place, total in zip(places, totals, strict=True):
+                builder.store(builder.load(total), place, align=4)
             return context.get_dummy_value()
 
         return types.none(weights, x, depth, sums), generate
@@ -61,15 +57,21 @@ def _tile_sums(lanes: int):
     return tile_sums
 
 
-def _load(builder, base, offset, vector):
-    place = builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
-    return builder.load(place, align=4)
+def _first_element(context, builder, kind, array):
+    return builder.bitcast(context.make_array(kind)(context, builder, array).data, ir.FloatType().as_pointer())
+
+
+def _vector_at(builder, base, offset, vector):
+    if isinstance(offset, int):
+        offset = ir.Constant(ir.IntType(64), offset)
+    return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
 
 
 def _spread(builder, value, vector):
-    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), mask)
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(single, undefined, everywhere)
 
 
 _sums_of_16 = _tile_sums(LANES)
@@ -77,21 +79,39 @@ _sums_of_8 = _tile_sums(HALF_LANES)
 
 
 @inlined
-def tile_sums(weights, block, rows, sums):
-    """sums[o, lane] = sum over i of weights[o, i] * block[i, lane], for at least the first `rows` lanes.
+def add_products(panel, block, rows, depth, sums):
+    """sums[o, lane] += sum over i < depth of panel[o, i] * block[i, lane], for at least the first `rows` lanes.
 
-    weights float32 [TILE_OUTPUTS, in], block float32 [in, LANES], sums float32 [TILE_OUTPUTS, LANES].
+    panel float32 [TILE_OUTPUTS, PANEL_STRIDE], block float32 [>= depth, LANES], sums float32 [TILE_OUTPUTS, LANES].
     """
     if rows > HALF_LANES:
-        _sums_of_16(weights, block, weights.shape[1], sums)
+        _sums_of_16(panel, block, depth, sums)
     else:
-        _sums_of_8(weights, block, weights.shape[1], sums)
+        _sums_of_8(panel, block, depth, sums)
 
 
 @inlined
 def raise_row(stored, out):
-    for i in range(out.shape[0]):
+    for i in range(stored.shape[0]):
         out[i] = to_float32(stored[i])
+
+
+@inlined
+def multiply_tile(first, second, weight, blocks, begin, end, rows, panel, sums):
+    """sums[b] = products of blocks[begin + b], b < end - begin, with half a tile of `weight`'s rows from `first` on
+    and half a tile from `second` on. `rows`: of all blocks; panel and sums are scratch.
+    """
+    half = TILE_OUTPUTS // 2
+    inputs = weight.shape[1]
+    parts = (inputs + DEPTH - 1) // DEPTH
+    sums[: end - begin] = 0
+    for part in range(parts):
+        start, stop = inputs * part // parts, inputs * (part + 1) // parts
+        for o in range(half):
+            raise_row(weight[first + o, start:stop], panel[o])
+            raise_row(weight[second + o, start:stop], panel[half + o])
+        for b in range(begin, end):
+            add_products(panel, blocks[b, start:stop], rows - b * LANES, stop - start, sums[b - begin])
 
 
 @parallel_kernel
@@ -122,16 +142,14 @@ def multiply_blocks(weight, blocks, out):
     for task in prange(groups * tiles):
         group = task // tiles
         first = min((task - group * tiles) * TILE_OUTPUTS, features - TILE_OUTPUTS)  # the last tile overlaps
-        raised = np.empty((TILE_OUTPUTS, weight.shape[1]), np.float32)
-        sums = np.empty((TILE_OUTPUTS, LANES), np.float32)
-        for o in range(TILE_OUTPUTS):
-            raise_row(weight[first + o], raised[o])
-        for b in range(group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])):
-            present = min(LANES, rows - b * LANES)
-            tile_sums(raised, blocks[b], present, sums)
-            for lane in range(present):
+        begin, end = group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])
+        panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
+        sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
+        multiply_tile(first, first + TILE_OUTPUTS // 2, weight, blocks, begin, end, rows, panel, sums)
+        for b in range(begin, end):
+            for lane in range(min(LANES, rows - b * LANES)):
                 for o in range(TILE_OUTPUTS):
-                    out[b * LANES + lane, first + o] = sums[o, lane]
+                    out[b * LANES + lane, first + o] = sums[b - begin, o, lane]
 
 
 @parallel_kernel
@@ -148,21 +166,24 @@ def gate_up_blocks(gate_up, activation, blocks, rows, hidden):
     for task in prange(groups * tiles):
         group = task // tiles
         first = min((task - group * tiles) * neurons, intermediate - neurons)
-        raised = np.empty((TILE_OUTPUTS, gate_up.shape[1]), np.float32)
-        sums = np.zeros((TILE_OUTPUTS, LANES), np.float32)
-        for n in range(neurons):
-            raise_row(gate_up[first + n], raised[n])
-            raise_row(gate_up[intermediate + first + n], raised[neurons + n])
-        for b in range(group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])):
-            tile_sums(raised, blocks[b], min(LANES, rows - b * LANES), sums)
-            for n in range(neurons):
-                activate_lanes(activation, sums[n], sums[neurons + n], hidden[b, first + n])
+        begin, end = group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])
+        panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
+        sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
+        multiply_tile(first, intermediate + first, gate_up, blocks, begin, end, rows, panel, sums)
+        for b in range(begin, end):
+            both = sums[b - begin].reshape(TILE_OUTPUTS * LANES)
+            out = hidden[b, first : first + neurons].reshape(neurons * LANES)
+            gate_all(activation, both[: neurons * LANES], both[neurons * LANES :], out)
 
 
 @inlined
-def activate_lanes(activation, gate, up, out):
-    for lane in range(LANES):
-        out[lane] = activate(activation, gate[lane]) * up[lane]
+def gate_all(activation, gate, up, out):
+    if activation == SILU:  # apart from the others, so that it becomes vector instructions
+        for i in range(out.shape[0]):
+            out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
+    else:
+        for i in range(out.shape[0]):
+            out[i] = activate(activation, gate[i]) * up[i]
 
 
 def fits_tiles(gate_up_shape, down_shape):
