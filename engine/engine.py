@@ -36,6 +36,7 @@ from engine.loading import (
 from engine.metrics import EngineStats
 from engine.model import experts as experts_function
 from engine.model.fast_decode import FastDecoder
+from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
 from engine.routing.recorder import RoutingRecorder
@@ -66,15 +67,21 @@ class Engine:
         self._policy = DEFAULT_POLICY if policy == "auto" else policy
         self._model, index = dense.model, dense.index
         self._recorder = RoutingRecorder()
+        reason = FastDecoder.supports(self._model)
+        last_row_only = ends_with_experts(self._model)
         opened = open_link(link, index, on_progress)
         self._link = opened.name
         layers = len(index.experts_per_layer)
         self._cache = ExpertCache(
-            opened, make_policy(policy, layers), index.experts_per_layer, plan.slots, self._recorder.routed
+            opened,
+            make_policy(policy, layers),
+            index.experts_per_layer,
+            plan.slots,
+            self._recorder.routed,
+            last_row_only,
         )
-        experts_function.attach(dense.experts_modules, self._cache)
+        experts_function.attach(dense.experts_modules, self._cache, last_row_only)
         kv = KvCache(self._model.config, context_length)
-        reason = FastDecoder.supports(self._model)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length)
         self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast)

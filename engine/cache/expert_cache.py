@@ -43,6 +43,7 @@ class ExpertCache:
         experts_per_layer: Sequence[int],
         slots: int,
         on_routing: RoutingListener | None = None,
+        last_row_only: bool = False,
     ) -> None:
         self._link = link
         self._experts_per_layer = tuple(experts_per_layer)
@@ -57,6 +58,7 @@ class ExpertCache:
         self._failed: dict[ExpertKey, Exception] = {}
         self._ahead: deque[ExpertKey] = deque()
         self._read_ahead = False
+        self._layers_read_whole = len(experts_per_layer) - last_row_only  # see `experts.attach`
         self._cancelled: Callable[[], bool] = lambda: False
         self._phase = Phase.DECODE
         self._rows = np.zeros(max(experts_per_layer), np.int64)  # of the computing layer's experts, in prefill
@@ -272,7 +274,7 @@ class ExpertCache:
 
     def _plan_read_ahead(self, layer: int) -> None:
         self._ahead.clear()
-        if self._read_ahead and layer + 1 < len(self._experts_per_layer):
+        if self._read_ahead and layer + 1 < self._layers_read_whole:
             self._ahead.extend(ExpertKey(layer + 1, expert) for expert in range(self._experts_per_layer[layer + 1]))
 
     def _pump_read_ahead(self) -> None:

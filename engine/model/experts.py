@@ -67,13 +67,14 @@ class ExpertsPlan:
     """What is known about one layer's experts beforehand.
 
     `activation`: the kernels' number when the plain gated form (act(gate) * up, gate rows first, no bias) applies,
-    else None and torch computes.
+    else None and torch computes. `last_row_only`: nothing reads the other rows' outputs, so they stay zero.
     """
 
     provider: ExpertProvider
     layer: int
     num_experts: int
     activation: int | None
+    last_row_only: bool = False
 
 
 def register() -> None:
@@ -81,11 +82,17 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(NAME, compute_experts)
 
 
-def attach(experts_modules: Sequence[nn.Module], provider: ExpertProvider) -> None:
-    """Connects each experts module, in forward order, with the provider of its weights."""
+def attach(experts_modules: Sequence[nn.Module], provider: ExpertProvider, last_row_only: bool = False) -> None:
+    """Connects each experts module, in forward order, with the provider of its weights.
+
+    `last_row_only`: the last of them ends the model, and of its output only the last token's is wanted.
+    """
     register()
+    last = len(experts_modules) - 1
     for layer, module in enumerate(experts_modules):
-        plan = ExpertsPlan(provider, layer, number_of_experts(module), plain_activation(module))
+        plan = ExpertsPlan(
+            provider, layer, number_of_experts(module), plain_activation(module), last_row_only and layer == last
+        )
         object.__setattr__(module, "_expertflow", plan)  # not a submodule, and never part of a state dict
 
 
@@ -128,6 +135,8 @@ def compute_experts(
         raise ExpertsNotAttached(f"{type(module).__name__} has no expert provider: call attach() first.")
     if top_k_weights.shape != top_k_index.shape:  # older DeepSeek-style routers pass [tokens, num_experts]
         top_k_weights = top_k_weights.gather(1, top_k_index.clamp(0, plan.num_experts - 1))
+    if plan.last_row_only and len(hidden_states) > 1:
+        return _only_last_row(module, hidden_states, top_k_index, top_k_weights)
     plan.provider.observe(plan.layer, top_k_index, top_k_weights)
     pairs = _Pairs(top_k_index, plan.num_experts)
     x = hidden_states.float().contiguous()
@@ -143,6 +152,12 @@ def compute_experts(
             else:
                 _batch_by_torch(module, batch, pairs, x, rows)
     return _combined(rows, pairs.row_of_pair, top_k_weights.float()).to(hidden_states.dtype)
+
+
+def _only_last_row(module: nn.Module, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros_like(x)
+    out[-1:] = compute_experts(module, x[-1:], ids[-1:], weights[-1:])
+    return out
 
 
 class _Pairs:

@@ -55,6 +55,11 @@ def unsupported_reason(model: Any) -> str | None:
     return None if found is None else f"No fast path for this {type(model).__name__}: {found}."
 
 
+def ends_with_experts(model: Any) -> bool:
+    """Whether the last decoder layer's experts are the last thing to compute before norm and head (known families)."""
+    return family_of(model) is not None and is_moe(model.model.layers[-1])
+
+
 def sliding_window(model: Any, family: Family, layer: int) -> int | None:
     """Positions that decoder layer `layer` sees, its own included; None where it sees all."""
     config = model.config

@@ -64,6 +64,13 @@ def test_the_plan_is_told_before_any_weight_is_read():
         assert any("dense" in stage for stage, _, _ in told[1:])
 
 
+def test_a_prompt_reads_of_the_last_layer_only_what_its_last_token_needs():
+    with Engine.load(tiny_checkpoint("mixtral"), budget="100%") as engine:
+        engine.generate_ids(prompt_of(60, 6), 1)
+        resident = (engine.snapshot().residency == 2).sum(axis=1)
+        assert resident[-1] == 2 and all(resident[:-1] > 2)
+
+
 def test_a_follow_up_reads_only_what_is_new(engine):
     prompt = prompt_of(30, 2)
     answer = engine.generate_ids(prompt, 8)

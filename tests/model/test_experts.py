@@ -50,6 +50,23 @@ def test_bits_do_not_depend_on_the_order_of_arrival(name, tokens, dtype):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+def test_where_only_the_last_row_is_wanted_only_its_experts_are_asked_for():
+    model = tiny_moe("mixtral")
+    modules = find_experts(model)
+    provider = ResidentExperts(modules)
+    model.set_experts_implementation("expertflow")
+    x, ids, weights = routing(model, modules[-1], 12)
+    attach(modules, provider)
+    whole = modules[-1](x, ids, weights), modules[0](x, ids, weights)
+    asked, acquire = [], provider.acquire
+    provider.acquire = lambda layer, experts: asked.append((layer, set(experts))) or acquire(layer, experts)
+    attach(modules, provider, last_row_only=True)
+    last, first = modules[-1](x, ids, weights), modules[0](x, ids, weights)
+    assert asked[0] == (len(modules) - 1, set(ids[-1].tolist())) and asked[1][0] == 0
+    torch.testing.assert_close(last[-1], whole[0][-1], rtol=1e-5, atol=1e-6)
+    assert not last[:-1].any() and torch.equal(first, whole[1])
+
+
 @pytest.mark.parametrize("tokens", [2, 20])
 def test_ids_beyond_the_experts_mean_nobody(tokens):
     model = tiny_moe("mixtral")
