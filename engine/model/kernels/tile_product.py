@@ -2,7 +2,8 @@
 
 Activations lie in blocks of 16 rows side by side, [blocks, in, 16] ("lanes"): a step along `in` multiplies a few
 weights with 16 rows at once, the sums stay in registers, and weights are raised to fp32 a few rows at a time in the
-nearest cache. So nothing the size of a weight matrix is ever written.
+nearest cache. So nothing the size of a weight matrix is ever written. Threads take tiles as they become free, because
+cores differ and other programs run.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import get_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -90,6 +91,17 @@ def add_products(panel, block, rows, depth, sums):
         _sums_of_8(panel, block, depth, sums)
 
 
+@intrinsic
+def take(typing_context, taken):
+    """Number of the next task, counted up for all threads at once: a thread that is kept waiting takes fewer."""
+
+    def generate(context, builder, signature, arguments):
+        counter = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(taken), generate
+
+
 @inlined
 def raise_row(stored, out):
     for i in range(stored.shape[0]):
@@ -131,49 +143,70 @@ def pack_rows(x, tokens, blocks):
 
 
 @parallel_kernel
-def multiply_blocks(weight, blocks, out):
+def multiply_blocks(weight, blocks, out, workers, taken):
     """out[r] = weight @ (row r of blocks); weight [out_features, in] stored, out float32 [rows, out_features].
 
-    out_features is at least TILE_OUTPUTS.
+    out_features is at least TILE_OUTPUTS; taken: int64 [1], zero.
     """
+    for worker in prange(workers):
+        _multiply_tasks(worker, weight, blocks, out, taken)
+
+
+@inlined
+def _multiply_tasks(worker, weight, blocks, out, taken):
     rows, features = out.shape
-    tiles = (features + TILE_OUTPUTS - 1) // TILE_OUTPUTS
-    groups = (blocks.shape[0] + BLOCKS_TOGETHER - 1) // BLOCKS_TOGETHER
-    for task in prange(groups * tiles):
+    tiles, tasks = _tasks(features, TILE_OUTPUTS, blocks.shape[0])
+    panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
+    sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
+    task = take(taken)
+    while task < tasks:
         group = task // tiles
         first = min((task - group * tiles) * TILE_OUTPUTS, features - TILE_OUTPUTS)  # the last tile overlaps
         begin, end = group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])
-        panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
-        sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
         multiply_tile(first, first + TILE_OUTPUTS // 2, weight, blocks, begin, end, rows, panel, sums)
         for b in range(begin, end):
             for lane in range(min(LANES, rows - b * LANES)):
                 for o in range(TILE_OUTPUTS):
                     out[b * LANES + lane, first + o] = sums[b - begin, o, lane]
+        task = take(taken)
 
 
 @parallel_kernel
-def gate_up_blocks(gate_up, activation, blocks, rows, hidden):
+def gate_up_blocks(gate_up, activation, blocks, rows, hidden, workers, taken):
     """hidden = act(gate @ x) * (up @ x) for every row x, as blocks again.
 
     gate_up [2 * intermediate, in] stored, gate first; hidden float32 [blocks, intermediate, LANES], of which
-    `rows` lanes in all mean something. intermediate is at least TILE_OUTPUTS / 2.
+    `rows` lanes in all mean something. intermediate is at least TILE_OUTPUTS / 2; taken: int64 [1], zero.
     """
+    for worker in prange(workers):
+        _gate_up_tasks(worker, gate_up, activation, blocks, rows, hidden, taken)
+
+
+@inlined
+def _gate_up_tasks(worker, gate_up, activation, blocks, rows, hidden, taken):
     neurons = TILE_OUTPUTS // 2
     intermediate = hidden.shape[1]
-    tiles = (intermediate + neurons - 1) // neurons
-    groups = (blocks.shape[0] + BLOCKS_TOGETHER - 1) // BLOCKS_TOGETHER
-    for task in prange(groups * tiles):
+    tiles, tasks = _tasks(intermediate, neurons, blocks.shape[0])
+    panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
+    sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
+    task = take(taken)
+    while task < tasks:
         group = task // tiles
         first = min((task - group * tiles) * neurons, intermediate - neurons)
         begin, end = group * BLOCKS_TOGETHER, min((group + 1) * BLOCKS_TOGETHER, blocks.shape[0])
-        panel = np.empty((TILE_OUTPUTS, PANEL_STRIDE), np.float32)
-        sums = np.empty((BLOCKS_TOGETHER, TILE_OUTPUTS, LANES), np.float32)
         multiply_tile(first, intermediate + first, gate_up, blocks, begin, end, rows, panel, sums)
         for b in range(begin, end):
             both = sums[b - begin].reshape(TILE_OUTPUTS * LANES)
             out = hidden[b, first : first + neurons].reshape(neurons * LANES)
             gate_all(activation, both[: neurons * LANES], both[neurons * LANES :], out)
+        task = take(taken)
+
+
+@inlined
+def _tasks(features, features_per_task, blocks):
+    """Tasks of one group of blocks, and of all groups."""
+    tiles = (features + features_per_task - 1) // features_per_task
+    return tiles, tiles * ((blocks + BLOCKS_TOGETHER - 1) // BLOCKS_TOGETHER)
 
 
 @inlined
@@ -200,7 +233,7 @@ def multiply_rows(weight, x, out):
     """out = x @ weight.T; x float32 [rows, in], weight [out_features >= TILE_OUTPUTS, in] stored."""
     blocks = blocks_for(*x.shape)
     pack_rows(x, np.arange(x.shape[0]), blocks)
-    multiply_blocks(weight, blocks, out)
+    multiply_blocks(weight, blocks, out, get_num_threads(), np.zeros(1, np.int64))
 
 
 def expert_rows(gate_up, down, activation, x, tokens, out):
@@ -212,5 +245,6 @@ def expert_rows(gate_up, down, activation, x, tokens, out):
     blocks = blocks_for(len(tokens), x.shape[1])
     pack_rows(x, tokens, blocks)
     hidden = blocks_for(len(tokens), down.shape[1])
-    gate_up_blocks(gate_up, activation, blocks, len(tokens), hidden)
-    multiply_blocks(down, hidden, out)
+    workers = get_num_threads()
+    gate_up_blocks(gate_up, activation, blocks, len(tokens), hidden, workers, np.zeros(1, np.int64))
+    multiply_blocks(down, hidden, out, workers, np.zeros(1, np.int64))
