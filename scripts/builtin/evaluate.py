@@ -1,11 +1,12 @@
-"""Perplexity of calibrated parts on the held-out texts, without building: for comparing constructions.
+"""Perplexity and expert load of calibrated or trained parts on the held-out texts, without building.
 
-python -m scripts.builtin.evaluate parts.npz --every 4
+python -m scripts.builtin.evaluate parts.npz trained.pt --every 4
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,45 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 from engine.checkpoint.builtin.dense import dense_gguf_path
-from engine.lab.held_out import Passage, load_chats, load_documentation
-from scripts.builtin.calibrate import EXPERTS, activations, route
-from scripts.builtin.dense_forward import DenseForward
+from engine.lab.held_out import MAX_PASSAGE_TOKENS, Passage, load_chats, load_documentation
+from scripts.builtin.student import DenseLayers, Student
 
 
-def losses(model: DenseForward, passages: list[Passage], feed_forward=None) -> tuple[float, float]:
-    """Mean loss of the counted tokens, and of all but the first."""
-    counted = everything = 0.0
+def loss(dense: DenseLayers, passages: list[Passage], streams) -> float:
+    """Mean loss of the counted tokens; `streams(ids)` yields the residual stream after each layer."""
+    total = 0.0
     for passage in passages:
         ids = torch.tensor(passage.ids)
-        logits = model.logits(model.hidden(ids[None], 0, feed_forward=feed_forward))[0, :-1]
-        loss = F.cross_entropy(logits, ids[1:], reduction="none")
-        counted += float(loss[torch.tensor(passage.counted)[1:]].sum())
-        everything += float(loss.sum())
-    tokens = sum(len(p.ids) - 1 for p in passages)
-    return counted / sum(sum(p.counted) for p in passages), everything / tokens
+        last = list(streams(ids[None]))[-1]
+        losses = F.cross_entropy(dense.logits(last)[0, :-1], ids[1:], reduction="none")
+        total += float(losses[torch.tensor(passage.counted)[1:]].sum())
+    return total / sum(sum(passage.counted) for passage in passages)
 
 
+def load_student(dense: DenseLayers, path: Path) -> Student:
+    """From what `calibrate` or `distill` wrote."""
+    if path.suffix == ".npz":
+        return Student(dense, {name: value for name, value in np.load(path).items() if value.ndim}, rank=0)
+    saved = torch.load(path, weights_only=False)
+    student = Student(dense, saved["parts"], saved["training"].rank)
+    student.load_state_dict(saved["student"])
+    return student
+
+
+def without_balance(streams: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[torch.Tensor]:
+    return (stream for stream, _ in streams)
+
+
+def shuffle(student: Student) -> None:
+    """Gives every expert's place to another."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in student.layers:
+        layer.router.copy_(layer.router[torch.randperm(len(layer.router), generator=generator)])
+
+
+@torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", type=Path, nargs="+")
     parser.add_argument("--every", type=int, default=1, help="use one passage in this many")
     args = parser.parse_args()
@@ -41,29 +61,23 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     sets = {"chats": load_chats(tokenizer), "documentation": load_documentation(tokenizer)}
     sets = {name: passages[:: args.every] for name, passages in sets.items()}
-    model = DenseForward(1, 1024)
-    dense = {name: losses(model, passages) for name, passages in sets.items()}
-    for name, (counted, everything) in dense.items():
-        print(f"dense {name}: {np.exp(counted):.3f} counted, {np.exp(everything):.3f} all")
+    dense = DenseLayers(MAX_PASSAGE_TOKENS)
+    best = {name: loss(dense, passages, dense.streams) for name, passages in sets.items()}
+    for name, value in best.items():
+        print(f"dense {name}: {np.exp(value):.3f}")
     for path in args.parts:
-        parts = {key: torch.from_numpy(value).float() for key, value in np.load(path).items() if value.ndim}
-        scales = parts["masks"] * parts["gains"]
+        student = load_student(dense, path)
         for name, passages in sets.items():
-            load = torch.zeros(len(scales), EXPERTS)
-
-            def feed_forward(index: int, x: torch.Tensor) -> torch.Tensor:
-                weights = model.layers[index]
-                routing = route(x[0], parts["routers"][index])  # noqa: B023 - used within the round
-                load[index] += (routing > 0).sum(0)  # noqa: B023
-                scale = routing @ scales[index]  # noqa: B023
-                return F.linear(activations(x[0], weights) * scale, weights["down"])[None]
-
-            counted, everything = losses(model, passages, feed_forward)
-            busiest = (load.amax(1) / load.sum(1)).max() * EXPERTS
-            print(
-                f"{path.name} {name}: x {np.exp(counted - dense[name][0]):.3f} counted, "
-                f"x {np.exp(everything - dense[name][1]):.3f} all, busiest {busiest:.2f} x mean"
-            )
+            for layer in student.layers:
+                layer.uses.zero_()
+            ours = loss(dense, passages, lambda ids: without_balance(student.streams(ids)))  # noqa: B023
+            uses = torch.stack([layer.uses for layer in student.layers])
+            busiest = float((uses.amax(1) / uses.mean(1)).max())
+            print(f"{path.name} {name}: x {np.exp(ours - best[name]):.3f}, busiest {busiest:.2f} x mean", flush=True)
+        shuffle(student)
+        for name, passages in sets.items():
+            ours = loss(dense, passages, lambda ids: without_balance(student.streams(ids)))  # noqa: B023
+            print(f"{path.name} {name}, experts shuffled: x {np.exp(ours - best[name]):.3f}", flush=True)
 
 
 if __name__ == "__main__":

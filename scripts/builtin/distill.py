@@ -1,0 +1,191 @@
+"""Trains routers, gains and low-rank corrections of the experts to say what the dense model says.
+
+    python -m scripts.builtin.distill parts.npz --tokens chats.npz documentation.npz --out trained.pt
+
+End to end: the divergence between both models' next-token distributions, a little of the distance between their
+residual streams (which guides the early layers), and a load-balance term. Ctrl-C ends after a saved step; the same
+command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from scripts.builtin.dense_forward import load_tokens
+from scripts.builtin.student import DenseLayers, Student
+
+LOGIT_ROWS = 512  # rows of logits at a time: 100 MB each of the dense model's and the student's
+WARM_UP_STEPS = 8
+SAVE_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides the result, besides the data."""
+
+    rank: int
+    steps: int
+    batch_rows: int
+    learning_rate: float
+    router_rate: float
+    stream_weight: float
+    balance_weight: float
+    seed: int
+
+    def rate_at(self, step: int) -> float:
+        """Share of the full learning rate: a short rise, then half a cosine."""
+        rise = min(1.0, (step + 1) / WARM_UP_STEPS)
+        return rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def batches(tokens: list[np.ndarray], training: Training) -> Iterator[torch.Tensor]:
+    """Endless batches [rows, tokens] of one kind of text each, kinds in proportion to their size."""
+    random = np.random.default_rng(training.seed)
+    while True:
+        pieces = []
+        for kind in tokens:
+            order = random.permutation(len(kind))
+            pieces += [kind[order[i : i + training.batch_rows]] for i in range(0, len(kind), training.batch_rows)]
+        for place in random.permutation(len(pieces)):
+            yield torch.from_numpy(pieces[place]).long()
+
+
+def divergence(dense: DenseLayers, ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean KL(dense || student) and its gradient for the student's last stream, both [rows, tokens, hidden]."""
+    ours, theirs = ours.detach().flatten(0, 1).requires_grad_(), theirs.flatten(0, 1)
+    total = 0.0
+    for start in range(0, len(ours), LOGIT_ROWS):
+        rows = slice(start, start + LOGIT_ROWS)
+        with torch.no_grad():
+            target = F.log_softmax(dense.logits(theirs[rows]), dim=-1)
+        said = F.log_softmax(dense.logits(ours[rows]), dim=-1)
+        loss = F.kl_div(said, target, log_target=True, reduction="sum") / len(ours)
+        loss.backward()
+        total += loss.item()
+    return total, ours.grad
+
+
+def train_step(dense: DenseLayers, student: Student, ids: torch.Tensor, training: Training) -> dict[str, float]:
+    """Accumulates the gradients of one batch. Returns the parts of the loss."""
+    streams, balances = torch.zeros(()), torch.zeros(())
+    for (ours, balance), theirs in zip(student.streams(ids), dense.streams(ids), strict=True):
+        streams = streams + (ours - theirs).pow(2).mean() / theirs.pow(2).mean()
+        balances = balances + balance
+    layers = len(student.layers)
+    kl, gradient = divergence(dense, ours, theirs)
+    guide = training.stream_weight * streams / layers + training.balance_weight * balances / layers
+    torch.autograd.backward([ours, guide], [gradient.view_as(ours), None])
+    return {"kl": kl, "streams": streams.item() / layers, "balance": balances.item() / layers}
+
+
+def optimiser(student: Student, training: Training) -> torch.optim.Optimizer:
+    routers = [layer.router for layer in student.layers]
+    others = [p for p in student.parameters() if not any(p is router for router in routers)]
+    groups = [
+        {"params": others, "lr": training.learning_rate, "full_rate": training.learning_rate},
+        {"params": routers, "lr": training.router_rate, "full_rate": training.router_rate},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+class Checkpoint:
+    """Everything needed to go on, replaced as a whole."""
+
+    def __init__(self, path: Path, training: Training, parts: Mapping[str, np.ndarray]) -> None:
+        self._path, self._training, self._parts = path, training, dict(parts)
+
+    def resume(self, student: Student, optimiser: torch.optim.Optimizer) -> int:
+        """Restores an earlier run's state. Returns the step to go on with."""
+        if not self._path.exists():
+            return 0
+        saved = torch.load(self._path, weights_only=False)
+        if saved["training"] != self._training:
+            raise SystemExit(
+                f"{self._path} was trained with other settings ({saved['training']}): choose another --out."
+            )
+        student.load_state_dict(saved["student"])
+        optimiser.load_state_dict(saved["optimiser"])
+        return saved["step"]
+
+    def save(self, step: int, student: Student, optimiser: torch.optim.Optimizer) -> None:
+        partial = self._path.with_suffix(".partial")
+        torch.save(
+            {
+                "training": self._training,
+                "parts": self._parts,
+                "step": step,
+                "student": student.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            },
+            partial,
+        )
+        os.replace(partial, self._path)
+
+
+def train(
+    student: Student, dense: DenseLayers, tokens: list[np.ndarray], training: Training, saved: Checkpoint
+) -> None:
+    """Runs to the last step, or to Ctrl-C."""
+    adam = optimiser(student, training)
+    first = saved.resume(student, adam)
+    stopped: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    source, saved_at = batches(tokens, training), time.monotonic()
+    for step in range(training.steps):
+        ids = next(source)
+        if step < first:
+            continue
+        began = time.perf_counter()
+        for group in adam.param_groups:
+            group["lr"] = group["full_rate"] * training.rate_at(step)
+        losses = train_step(dense, student, ids, training)
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        words = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        rate = ids.numel() / (time.perf_counter() - began)
+        print(f"step {step + 1} of {training.steps}: {words}, gradient {norm:.3f}, {rate:.0f} tokens/s", flush=True)
+        if stopped or step + 1 == training.steps or time.monotonic() - saved_at > SAVE_SECONDS:
+            saved.save(step + 1, student, adam)
+            saved_at = time.monotonic()
+        if stopped:
+            raise SystemExit(130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", type=Path, help="what scripts.builtin.calibrate wrote")
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="a file for each kind of text")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-rows", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--router-rate", type=float, default=3e-4)
+    parser.add_argument("--stream-weight", type=float, default=0.2)
+    parser.add_argument("--balance-weight", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+    args = vars(parser.parse_args())
+    parts = {name: value for name, value in np.load(args.pop("parts")).items() if value.ndim}
+    tokens, out = [load_tokens(path) for path in args.pop("tokens")], args.pop("out")
+    training = Training(**args)
+    torch.manual_seed(training.seed)
+    dense = DenseLayers(max(kind.shape[1] for kind in tokens))
+    student = Student(dense, parts, training.rank)
+    print(f"{sum(p.numel() for p in student.parameters()):,} parameters", flush=True)
+    train(student, dense, tokens, training, Checkpoint(out, training, parts))
+
+
+if __name__ == "__main__":
+    main()
