@@ -17,6 +17,7 @@ from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from engine.model import kernels, upcast
+from engine.model.heap import return_hoard
 from engine.model.stored_linear import MAX_KERNEL_ROWS
 
 NAME = "expertflow"
@@ -142,6 +143,8 @@ def compute_experts(
     x = hidden_states.float().contiguous()
     rows = torch.empty(len(pairs.tokens), x.shape[1], dtype=torch.float32)
     few_rows = x.shape[0] <= MAX_KERNEL_ROWS
+    if not few_rows:
+        return_hoard()
     with plan.provider.acquire(plan.layer, pairs.experts.tolist()) as lease:
         while batch := lease.next_batch():
             by_kernel = plan.activation is not None and _kernel_reads(batch[0][1].tensors)
@@ -246,7 +249,7 @@ def _few_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch
         np.repeat([weights.address for _, weights in batch], [len(group) for group in chosen]),
         first.tensors["gate_up_proj"].data_ptr() - first.address,
         down.data_ptr() - first.address,
-        kernel_view(down),
+        kernel_view(down)[0],
         plan.activation,
         x.detach().numpy(),
         pairs.tokens[rows_of_batch],

@@ -9,6 +9,9 @@ cores differ and other programs run.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
+import math
+import threading
+
 import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, types
@@ -224,14 +227,28 @@ def fits_tiles(gate_up_shape, down_shape):
     return gate_up_shape[0] >= TILE_OUTPUTS and down_shape[0] >= TILE_OUTPUTS
 
 
-def blocks_for(rows, width):
-    """An uninitialised array for so many rows."""
-    return np.empty((-(-rows // LANES), width, LANES), np.float32)
+class _Scratch(threading.local):
+    """Blocks kept from call to call: their sizes change with every expert, which would fragment the heap."""
+
+    def __init__(self):
+        self._memory = {}
+
+    def blocks(self, name, rows, width):
+        """An uninitialised array for so many rows, valid until the next call with this name in this thread."""
+        shape = (-(-rows // LANES), width, LANES)
+        size = math.prod(shape)
+        memory = self._memory.get(name)
+        if memory is None or memory.size < size:
+            memory = self._memory[name] = np.empty(size, np.float32)
+        return memory[:size].reshape(shape)
+
+
+_scratch = _Scratch()
 
 
 def multiply_rows(weight, x, out):
     """out = x @ weight.T; x float32 [rows, in], weight [out_features >= TILE_OUTPUTS, in] stored."""
-    blocks = blocks_for(*x.shape)
+    blocks = _scratch.blocks("inputs", *x.shape)
     pack_rows(x, np.arange(x.shape[0]), blocks)
     multiply_blocks(weight, blocks, out, get_num_threads(), np.zeros(1, np.int64))
 
@@ -242,9 +259,9 @@ def expert_rows(gate_up, down, activation, x, tokens, out):
     gate_up [2 * intermediate, width] and down [width, intermediate] stored; x float32 [any, width]; tokens int64
     [rows]; out float32 [rows, width].
     """
-    blocks = blocks_for(len(tokens), x.shape[1])
+    blocks = _scratch.blocks("inputs", len(tokens), x.shape[1])
     pack_rows(x, tokens, blocks)
-    hidden = blocks_for(len(tokens), down.shape[1])
+    hidden = _scratch.blocks("hidden", len(tokens), down.shape[1])
     workers = get_num_threads()
     gate_up_blocks(gate_up, activation, blocks, len(tokens), hidden, workers, np.zeros(1, np.int64))
     multiply_blocks(down, hidden, out, workers, np.zeros(1, np.int64))
