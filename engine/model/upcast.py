@@ -15,11 +15,6 @@ PIECE_BYTES = 8 << 20  # of fp32; also what each computing thread keeps for it
 _scratch = threading.local()
 
 
-def scratch_bytes() -> int:
-    """Memory a thread that computes keeps for raised weights, once it has computed with many rows."""
-    return PIECE_BYTES
-
-
 def raised(weight: torch.Tensor) -> torch.Tensor:
     """`weight` in fp32, in this thread's scratch: valid until the next call. At most PIECE_BYTES in fp32."""
     if weight.dtype == torch.float32:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,25 +40,13 @@ class DenseForward:
         self.keys, self.values = torch.empty(shape), torch.empty(shape)
 
     @torch.inference_mode()
-    def hidden(
-        self,
-        ids: torch.Tensor,
-        position: int,
-        observe: Callable[[int, torch.Tensor], None] | None = None,
-        feed_forward: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Final hidden states [rows, tokens, hidden] of ``ids`` [rows, tokens] that begin at ``position``.
-
-        ``observe(layer, x)`` sees each feed-forward input [rows, tokens, hidden]; ``feed_forward(layer, x)``
-        replaces the layer's own.
-        """
+    def hidden(self, ids: torch.Tensor, position: int) -> torch.Tensor:
+        """Final hidden states [rows, tokens, hidden] of ``ids`` [rows, tokens] that begin at ``position``."""
         x = F.embedding(ids, self.embedding)
         for index, layer in enumerate(self.layers):
             x = x + self.attention(index, rms_norm(x, layer["input_layernorm"], self.eps), position)
             normed = rms_norm(x, layer["post_attention_layernorm"], self.eps)
-            if observe is not None:
-                observe(index, normed)
-            x = x + (feed_forward or self.dense_feed_forward)(index, normed)
+            x = x + self.dense_feed_forward(index, normed)
         return rms_norm(x, self.final_norm, self.eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.checkpoint.builtin.dense import DenseWeights
+from scripts.builtin.calibrate import TOP_K
 from scripts.builtin.dense_forward import rms_norm, rotate
-
-TOP_K = 2
-CORRECTED = ("gate", "up", "down")
 
 
 class DenseLayers:
