@@ -104,11 +104,14 @@ def build_app(program: Program) -> FastAPI:
 
     @app.get("/health")
     def health() -> dict[str, Any]:
+        state = program.host.state
         return {
             "application": APPLICATION,
             "pid": os.getpid(),
             "model": program.model_name,
-            "state": program.host.state.words,
+            "state": state.words,
+            "ready": state.ready,
+            "failed": state.error is not None,
         }
 
     return gr.mount_gradio_app(

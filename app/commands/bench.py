@@ -31,6 +31,20 @@ def bench_model(as_json: AsJson = False) -> None:
     present(work, lambda report: show_facts(report["runs"][0]), as_json)
 
 
+@bench.command("start")
+@command
+def bench_start(repeats: Repeats = 3, as_json: AsJson = False) -> None:
+    """How long it takes from the command to the page, and to a chat that can be used."""
+    from app.bench_tables import show_facts
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_start import run
+
+        return run(repeats, on_progress)
+
+    present(work, lambda report: show_facts(report["runs"][0]), as_json)
+
+
 @bench.command("decode")
 @command
 def bench_decode(

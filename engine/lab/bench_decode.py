@@ -18,7 +18,7 @@ from engine.lab.contender_process import ContenderProcess
 from engine.lab.decode_measure import DecodeMeasurement, measure_decoding
 from engine.lab.page_cache import weight_files
 from engine.lab.peer_prompts import PeerPrompts
-from engine.lab.prompts import DEFAULT_PROMPTS, Messages
+from engine.lab.prompts import DEFAULT_PROMPTS, WARM_UP_CHAT, Messages
 from engine.lab.report import make_report, median_run, ratio
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Bench:
                 with self._load(self._settings.budgets[0], policy, link) as engine:
                     for budget in self._settings.budgets:
                         plan = engine.resize(budget)
-                        measure_decoding(engine, self._chats[-1:], self._settings.tokens)
+                        measure_decoding(engine, [WARM_UP_CHAT], self._settings.tokens)
                         measured = measure_decoding(engine, self._chats, self._settings.tokens)
                         self._cases[link, policy, budget].append((measured, plan.slots))
                         self._step(f"{budget} {policy} over {link}")

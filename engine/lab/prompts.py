@@ -36,6 +36,9 @@ DEFAULT_PROMPTS: tuple[Messages, ...] = (
     _ask("Compare travelling by train and by plane: cost, time, comfort and the environment."),
 )
 
+WARM_UP_CHAT: Messages = _ask("What should I see in Lisbon on a rainy afternoon? Plan it hour by hour.")
+"""Fills a cache before it is measured; none of the measured ones, whose experts would then lie ready."""
+
 
 def read_prompts(file: Path | None, take: int | None = None) -> list[Messages]:
     """Chats from a file of JSON lines `{"messages": [...]}`, or the set that ships with the project.
