@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +110,7 @@ class Checkpoint:
         if not self._path.exists():
             return 0
         saved = torch.load(self._path, weights_only=False)
-        if saved["training"] != self._training:
+        if saved["training"] != asdict(self._training):
             raise SystemExit(
                 f"{self._path} was trained with other settings ({saved['training']}): choose another --out."
             )
@@ -118,13 +118,14 @@ class Checkpoint:
         optimiser.load_state_dict(saved["optimiser"])
         return saved["step"]
 
-    def save(self, step: int, student: Student, optimiser: torch.optim.Optimizer) -> None:
+    def save(self, step: int, tokens: int, student: Student, optimiser: torch.optim.Optimizer) -> None:
         partial = self._path.with_suffix(".partial")
         torch.save(
             {
-                "training": self._training,
+                "training": asdict(self._training),
                 "parts": self._parts,
                 "step": step,
+                "tokens": tokens,
                 "student": student.state_dict(),
                 "optimiser": optimiser.state_dict(),
             },
@@ -141,9 +142,10 @@ def train(
     first = saved.resume(student, adam)
     stopped: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    source, saved_at = batches(tokens, training), time.monotonic()
+    source, saved_at, seen = batches(tokens, training), time.monotonic(), 0
     for step in range(training.steps):
         ids = next(source)
+        seen += ids.numel()
         if step < first:
             continue
         began = time.perf_counter()
@@ -157,7 +159,7 @@ def train(
         rate = ids.numel() / (time.perf_counter() - began)
         print(f"step {step + 1} of {training.steps}: {words}, gradient {norm:.3f}, {rate:.0f} tokens/s", flush=True)
         if stopped or step + 1 == training.steps or time.monotonic() - saved_at > SAVE_SECONDS:
-            saved.save(step + 1, student, adam)
+            saved.save(step + 1, seen, student, adam)
             saved_at = time.monotonic()
         if stopped:
             raise SystemExit(130)
@@ -177,7 +179,7 @@ def main() -> None:
     parser.add_argument("--balance-weight", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     args = vars(parser.parse_args())
-    parts = {name: value for name, value in np.load(args.pop("parts")).items() if value.ndim}
+    parts = dict(np.load(args.pop("parts")))
     tokens, out = [load_tokens(path) for path in args.pop("tokens")], args.pop("out")
     training = Training(**args)
     torch.manual_seed(training.seed)

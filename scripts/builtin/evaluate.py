@@ -33,9 +33,9 @@ def loss(dense: DenseLayers, passages: list[Passage], streams) -> float:
 def load_student(dense: DenseLayers, path: Path) -> Student:
     """From what `calibrate` or `distill` wrote."""
     if path.suffix == ".npz":
-        return Student(dense, {name: value for name, value in np.load(path).items() if value.ndim}, rank=0)
+        return Student(dense, dict(np.load(path)), rank=0)
     saved = torch.load(path, weights_only=False)
-    student = Student(dense, saved["parts"], saved["training"].rank)
+    student = Student(dense, saved["parts"], saved["training"]["rank"])
     student.load_state_dict(saved["student"])
     return student
 

@@ -20,12 +20,13 @@ from safetensors import safe_open
 
 from engine.checkpoint import builtin
 from engine.checkpoint.builtin import builder, manifest, recipe
+from engine.checkpoint.builtin.corrections import quantise
 from engine.checkpoint.builtin.dense import DenseWeights
 from engine.checkpoint.builtin.layout import plan_shards
 from engine.checkpoint.builtin.shard import ALIGNMENT_BYTES, ShardWriter, TensorEntry, to_bf16
 from engine.errors import BuildFailed, DiskFull
+from tests.checkpoint.small_recipe import LAYERS, make_small_recipe
 
-LAYERS = 2
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,9 +41,7 @@ def dense() -> DenseWeights:
 
 @pytest.fixture(scope="module")
 def small_recipe() -> recipe.Recipe:
-    full = recipe.load_recipe()
-    cut = {name: getattr(full, name)[:LAYERS] for name in ("routers", "masks", "gains")}
-    return dataclasses.replace(full, **cut)
+    return make_small_recipe()
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +66,11 @@ def finished(home: Path, small_build: Path) -> Path:
     return Path(shutil.copytree(small_build, builtin.builtin_path()))
 
 
+def save(folder: Path, parts: recipe.Recipe, version: int = 1) -> None:
+    names = ("routers", "masks", "gains", "corrections")
+    recipe.save_recipe(folder, version, 2, *(getattr(parts, name) for name in names), provenance={})
+
+
 def read_bits(path: Path, name: str) -> torch.Tensor:
     with safe_open(path, framework="pt") as shard:
         return shard.get_tensor(name)
@@ -82,24 +86,25 @@ class TestAssets:
         assert sum(path.stat().st_size for path in recipe.ASSETS_DIR.iterdir()) <= 30e6
 
     def test_what_is_saved_is_read_back(self, tmp_path: Path, small_recipe) -> None:
-        parts = (small_recipe.routers, small_recipe.masks, small_recipe.gains)
-        recipe.save_recipe(tmp_path, 7, 2, *parts, provenance={"from": "a test"})
+        save(tmp_path, small_recipe, version=7)
         read = recipe.load_recipe(tmp_path)
         assert read.identity.startswith("v7-")
         for name in ("routers", "masks", "gains"):
             np.testing.assert_array_equal(getattr(read, name), getattr(small_recipe, name))
+        for name, corrections in small_recipe.corrections.items():
+            for part in ("inward", "outward", "scale"):
+                np.testing.assert_array_equal(getattr(read.corrections[name], part), getattr(corrections, part))
 
     def test_other_parts_or_another_version_have_another_identity(self, tmp_path: Path, small_recipe) -> None:
         identities = set()
         for version, factor in ((1, 1), (2, 1), (1, 2)):
-            parts = (small_recipe.routers * factor, small_recipe.masks, small_recipe.gains)
-            recipe.save_recipe(tmp_path, version, 2, *parts, provenance={})
+            save(tmp_path, dataclasses.replace(small_recipe, routers=small_recipe.routers * factor), version)
             identities.add(recipe.load_recipe(tmp_path).identity)
         assert len(identities) == 3
 
-    @pytest.mark.parametrize("damage", ["missing", "truncated", "newer format", "no json"])
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "newer format", "no json", "other sizes"])
     def test_damaged_assets_are_refused(self, tmp_path: Path, small_recipe, damage: str) -> None:
-        recipe.save_recipe(tmp_path, 1, 2, small_recipe.routers, small_recipe.masks, small_recipe.gains, provenance={})
+        save(tmp_path, small_recipe)
         parts, description = tmp_path / recipe.PARTS_NAME, tmp_path / recipe.DESCRIPTION_NAME
         if damage == "missing":
             parts.unlink()
@@ -108,11 +113,30 @@ class TestAssets:
         elif damage == "newer format":
             content = json.loads(description.read_text()) | {"format": recipe.FORMAT + 1}
             description.write_text(json.dumps(content))
+        elif damage == "other sizes":
+            swapped = small_recipe.corrections | {"down": small_recipe.corrections["up"]}
+            save(tmp_path, dataclasses.replace(small_recipe, corrections=swapped))
         else:
             description.write_text("{")
         with pytest.raises(BuildFailed) as refused:
             recipe.load_recipe(tmp_path)
         assert refused.value.remedy
+
+
+class TestCorrections:
+    def test_eight_bits_are_close_to_the_factors(self) -> None:
+        random = np.random.default_rng(1)
+        inward = random.normal(size=(1, 2, 3, 40)).astype(np.float32) * [[[[1.0], [100.0], [0.01]]]]
+        outward = random.normal(size=(1, 2, 50, 3)).astype(np.float32)
+        exact = outward @ inward
+        ours = np.stack([quantise(inward, outward).of(0, expert) for expert in range(2)])[None]
+        assert np.linalg.norm(ours - exact) < 0.01 * np.linalg.norm(exact)
+
+    def test_nothing_stays_nothing(self) -> None:
+        corrections = quantise(np.zeros((1, 1, 2, 5), np.float32), np.ones((1, 1, 4, 2), np.float32))
+        assert not corrections.of(0, 0).any()
+        without = quantise(np.zeros((1, 1, 0, 5), np.float32), np.ones((1, 1, 4, 0), np.float32))
+        np.testing.assert_array_equal(without.of(0, 0), np.zeros((4, 5)))
 
 
 class TestDense:
@@ -179,10 +203,13 @@ class TestLayout:
         shard = small_build / plan_shards(dense, small_recipe)[0].name
         kept, gain = small_recipe.masks[1, 5], small_recipe.gains[1, 5]
         parts = dense.feed_forward(1)
-        expected = {"w1": parts["gate"][kept], "w3": parts["up"][kept], "w2": (parts["down"] * gain)[:, kept]}
-        for matrix, values in expected.items():
-            read = read_bits(shard, f"model.layers.1.block_sparse_moe.experts.5.{matrix}.weight")
-            assert torch.equal(read, torch.from_numpy(values).to(torch.bfloat16))
+        carved = {"gate": parts["gate"][kept], "up": parts["up"][kept], "down": (parts["down"] * gain)[:, kept]}
+        for name, stored in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            c = small_recipe.corrections[name]
+            added = (c.outward[1, 5] * c.scale[1, 5].astype(np.float64)) @ c.inward[1, 5].astype(np.float64)
+            assert np.abs(added).max() > 0.01
+            read = read_bits(shard, f"model.layers.1.block_sparse_moe.experts.5.{stored}.weight").float().numpy()
+            np.testing.assert_allclose(read, carved[name] + added, rtol=2**-8, atol=1e-6)
 
     def test_tensors_out_of_order_or_left_out_are_errors(self, tmp_path: Path) -> None:
         entries = [TensorEntry("a", (2,)), TensorEntry("b", (3,))]
@@ -292,12 +319,11 @@ class TestCompleteness:
     def test_a_killed_build_is_not_taken_for_complete_and_is_cleared(self, home: Path) -> None:
         """kill -9 in the middle of the experts: no name, leftovers gone after the next build."""
         script = (
-            "import dataclasses, sys, time\n"
+            "import time\n"
             "from engine.checkpoint import builtin\n"
-            "from engine.checkpoint.builtin.recipe import load_recipe\n"
-            "full = load_recipe()\n"
-            f"cut = {{n: getattr(full, n)[:{LAYERS}] for n in ('routers', 'masks', 'gains')}}\n"
-            "builtin.load_recipe = lambda: dataclasses.replace(full, **cut)\n"
+            "from tests.checkpoint.small_recipe import make_small_recipe\n"
+            "small = make_small_recipe()\n"
+            "builtin.load_recipe = lambda: small\n"
             "builtin.builder.write_description = lambda *parts: None  # slow, and not what is killed here\n"
             "def wait_in_the_middle(stage, done, total):\n"
             "    if done > total / 2:\n"

@@ -1,21 +1,24 @@
-"""What turns the dense model into experts: routers, neuron masks and gains, shipped in ``assets/builtin``."""
+"""What turns the dense model into experts: routers, neuron masks, gains, corrections, in ``assets/builtin``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load, save
 
+from engine.checkpoint.builtin.corrections import MATRICES, Corrections
 from engine.errors import BuildFailed
 
 ASSETS_DIR = Path(__file__).resolve().parents[3] / "assets" / "builtin"
 DESCRIPTION_NAME = "recipe.json"
 PARTS_NAME = "parts.safetensors"
-FORMAT = 1  # of the two files; `version` in the description counts the recipes written in it
+FORMAT = 2  # of the two files; `version` in the description counts the recipes written in it
+_CORRECTION_PARTS = ("inward", "outward", "scale")
 _REINSTALL = "get the program's files again; assets/builtin belongs to them"
 
 
@@ -25,7 +28,7 @@ class Recipe:
 
     routers: float32 [layers, experts, hidden]; masks: bool [layers, experts, intermediate], with the same number
     of neurons kept by every expert; gains: float32 [layers, experts, intermediate], factors on the kept columns
-    of ``down_proj``.
+    of ``down_proj``; corrections: what is added to an expert's gate, up and down matrix, by name.
     """
 
     version: int
@@ -33,6 +36,7 @@ class Recipe:
     routers: np.ndarray
     masks: np.ndarray
     gains: np.ndarray
+    corrections: Mapping[str, Corrections]
     digest: str
 
     @property
@@ -77,14 +81,31 @@ def load_recipe(folder: Path = ASSETS_DIR) -> Recipe:
             routers=parts["routers"].astype(np.float32),
             masks=np.unpackbits(parts["masks"], axis=-1).astype(bool),
             gains=parts["gains"].astype(np.float32),
+            corrections={
+                name: Corrections(*(parts[f"{name}.{part}"] for part in _CORRECTION_PARTS)) for name in MATRICES
+            },
             digest=digest,
         )
     except (OSError, ValueError, KeyError) as error:
         raise BuildFailed(f"the built-in model's assets in {folder} cannot be read: {error}", _REINSTALL) from error
-    kept = recipe.masks.sum(-1)
-    if (kept != recipe.kept_neurons).any() or recipe.gains.shape != recipe.masks.shape:
-        raise BuildFailed(f"the experts described in {folder} are not all of one size", _REINSTALL)
+    _check_shapes(recipe, folder)
     return recipe
+
+
+def _check_shapes(recipe: Recipe, folder: Path) -> None:
+    """Raises BuildFailed where parts do not fit each other."""
+    layers, experts, hidden = recipe.routers.shape
+    kept = recipe.kept_neurons
+    sizes = {"gate": (kept, hidden), "up": (kept, hidden), "down": (hidden, kept)}
+    fits = (recipe.masks.sum(-1) == kept).all() and recipe.gains.shape == recipe.masks.shape
+    for name, (width_out, width_in) in sizes.items():
+        corrections = recipe.corrections[name]
+        rank = corrections.scale.shape[-1]
+        fits &= corrections.scale.shape == (layers, experts, rank)
+        fits &= corrections.inward.shape == (layers, experts, rank, width_in)
+        fits &= corrections.outward.shape == (layers, experts, width_out, rank)
+    if not fits:
+        raise BuildFailed(f"the experts described in {folder} are not all of one size", _REINSTALL)
 
 
 def save_recipe(
@@ -94,17 +115,19 @@ def save_recipe(
     routers: np.ndarray,
     masks: np.ndarray,
     gains: np.ndarray,
-    provenance: dict[str, object],
+    corrections: Mapping[str, Corrections],
+    provenance: Mapping[str, object],
 ) -> None:
-    """Write the assets in their shipped form: routers and gains as float16, masks as bits."""
+    """Write the assets in their shipped form: routers and gains as float16, masks as bits, corrections as int8."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = save(
-        {
-            "routers": routers.astype(np.float16),
-            "masks": np.packbits(masks, axis=-1),
-            "gains": gains.astype(np.float16),
-        }
-    )
+    parts: dict[str, np.ndarray] = {
+        "routers": routers.astype(np.float16),
+        "masks": np.packbits(masks, axis=-1),
+        "gains": gains.astype(np.float16),
+    }
+    for name in MATRICES:
+        parts |= {f"{name}.{part}": getattr(corrections[name], part) for part in _CORRECTION_PARTS}
+    data = save(parts)
     (folder / PARTS_NAME).write_bytes(data)
     description = {
         "format": FORMAT,

@@ -12,6 +12,8 @@ from engine.checkpoint.builtin.layout import Shard, expert_prefix
 from engine.checkpoint.builtin.recipe import Recipe
 from engine.checkpoint.builtin.shard import ShardWriter, to_bf16
 
+STORED_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}  # in the order in which they lie in the file
+
 
 def write_shard(
     path: Path, shard: Shard, dense: DenseWeights, recipe: Recipe, on_written: Callable[[int], None]
@@ -28,14 +30,12 @@ def _write_experts(
     writer: ShardWriter, layer: int, dense: DenseWeights, recipe: Recipe, on_written: Callable[[int], None]
 ) -> None:
     parts = dense.feed_forward(layer)
-    gate, up = to_bf16(parts["gate"]), to_bf16(parts["up"])
     for expert, (kept, gain) in enumerate(zip(recipe.masks[layer], recipe.gains[layer], strict=True)):
-        prefix = expert_prefix(layer, expert)
-        down = to_bf16(parts["down"][:, kept] * gain[kept])
-        writer.write(f"{prefix}.w1.weight", gate[kept])
-        writer.write(f"{prefix}.w3.weight", up[kept])
-        writer.write(f"{prefix}.w2.weight", down)
-        on_written(3 * down.nbytes)
+        carved = {"gate": parts["gate"][kept], "up": parts["up"][kept], "down": (parts["down"] * gain)[:, kept]}
+        for name, stored in STORED_NAMES.items():
+            bits = to_bf16(carved[name] + recipe.corrections[name].of(layer, expert))
+            writer.write(f"{expert_prefix(layer, expert)}.{stored}.weight", bits)
+            on_written(bits.nbytes)
 
 
 def _write_dense(writer: ShardWriter, dense: DenseWeights, recipe: Recipe, on_written: Callable[[int], None]) -> None:
