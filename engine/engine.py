@@ -62,6 +62,7 @@ class Engine:
         on_progress: Progress | None = None,
     ) -> None:
         self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
+        self.model_path = files.path
         self.device = "cpu"  # where the near tier is
         self._footprint, self._plan = footprint_, plan
         self._policy = DEFAULT_POLICY if policy == "auto" else policy

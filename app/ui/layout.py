@@ -68,10 +68,17 @@ class BudgetParts:
 
 
 @dataclass
+class CardParts:
+    accordion: gr.Accordion
+    text: gr.Markdown
+
+
+@dataclass
 class Parts:
     chat: ChatParts
     sampling: SamplingControls
     budget: BudgetParts
+    card: CardParts
     panels: gr.HTML
     timer: gr.Timer
 
@@ -100,7 +107,9 @@ def build_layout(model_name: str) -> Parts:
             )
             with gr.Accordion("Why the memory is divided like this", open=False, elem_id="why"):
                 gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>', elem_id="reasons")
-    return Parts(chat, sampling, budget, panels, gr.Timer(1.0))
+            with gr.Accordion("About the model", open=False, elem_id="about") as about:
+                card = CardParts(about, gr.Markdown("", elem_id="model-card", show_label=False))
+    return Parts(chat, sampling, budget, card, panels, gr.Timer(1.0))
 
 
 def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button]:

@@ -17,21 +17,33 @@ import torch.nn.functional as F
 from scripts.builtin.clustering import balanced_kmeans, fit_router
 from scripts.builtin.dense_forward import DenseForward, load_tokens, rms_norm
 
-EXPERTS, TOP_K, KEPT_NEURONS = 16, 2, 1280
-SAMPLE_TOKENS = 12_288  # enough to place 16 centres and to fit a router
+EXPERTS, TOP_K = 16, 2
+SAMPLE_TOKENS = 49_152  # enough to place 16 centres and to fit a router
 GAIN_RIDGE = 0.05
 SOFTNESS = 0.25  # on the fitted logits: a sharper router leaves the second expert nearly unused
 MASK_ROUNDS = 2
 LOAD_CAP = 1.8  # times the mean, in each kind of text by itself
 
 
+@dataclass(frozen=True)
+class Size:
+    """Neurons of an expert, and of the part that all tokens share."""
+
+    kept: int
+    shared: int
+
+
 @dataclass
 class Layer:
-    """Parts of one layer: router [experts, hidden], mask bool and gain [experts, intermediate]."""
+    """Parts of one layer: router [experts, hidden], mask bool and gain [experts, intermediate].
+
+    `shared` bool [intermediate] are the neurons that every token uses, outside of the experts.
+    """
 
     router: torch.Tensor
     mask: torch.Tensor
     gain: torch.Tensor
+    shared: torch.Tensor
 
 
 def route(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
@@ -69,24 +81,24 @@ def activations(x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tens
     return F.silu(F.linear(x, weights["gate"])).mul_(F.linear(x, weights["up"]))
 
 
-def strongest_neurons(energy: torch.Tensor) -> torch.Tensor:
-    """bool [experts, intermediate]: the KEPT_NEURONS largest of each row."""
-    index = energy.topk(KEPT_NEURONS, dim=1).indices
-    return torch.zeros_like(energy, dtype=torch.bool).scatter_(1, index, True)
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """bool, shaped as ``values``: the ``count`` largest of each row."""
+    index = values.topk(count, dim=-1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(-1, index, True)
 
 
-def choose_neurons(energy: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
-    """Neurons that each expert keeps: bool [experts, intermediate].
+def choose_neurons(energy: torch.Tensor, routing: torch.Tensor, kept: int) -> torch.Tensor:
+    """The ``kept`` neurons of each expert: bool [experts, intermediate].
 
     First those with the most energy [tokens, intermediate] on the expert's tokens, then, in rounds, those that
     take most off the energy lost, given what the other expert of each token keeps.
     """
-    mask = strongest_neurons(routing.T @ energy)
+    mask = largest(routing.T @ energy, kept)
     squared = routing.pow(2).T @ energy
     for _ in range(MASK_ROUNDS):
         missing = 1 - routing @ mask.float()
         benefit = 2 * routing.T @ (energy * missing) + (2 * mask.float() - 1) * squared
-        mask = strongest_neurons(benefit)
+        mask = largest(benefit, kept)
     return mask
 
 
@@ -115,6 +127,7 @@ def calibrate_layer(
     active: torch.Tensor,
     down: torch.Tensor,
     kinds: list[slice],
+    size: Size,
     generator: torch.Generator,
 ) -> Layer:
     """Parts of a layer from its inputs ``x`` [tokens, hidden] and activations [tokens, intermediate].
@@ -126,8 +139,10 @@ def calibrate_layer(
     router = cap_load(router, x, kinds)
     routing = route(x, router)
     energy = active.pow(2) * down.pow(2).sum(0)
-    mask = choose_neurons(energy, routing)
-    return Layer(router, mask, fit_gains(energy, routing, mask))
+    shared = largest(energy.sum(0), size.shared)
+    energy[:, shared] = 0  # no expert wants what is there anyway
+    mask = choose_neurons(energy, routing, size.kept)
+    return Layer(router, mask, fit_gains(energy, routing, mask), shared)
 
 
 @torch.no_grad()
@@ -135,7 +150,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="a file for each kind of text")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kept", type=int, default=1280, help="neurons of an expert")
+    parser.add_argument("--shared", type=int, default=0, help="neurons that every token uses beside its experts")
     args = parser.parse_args()
+    size = Size(args.kept, args.shared)
     generator = torch.Generator().manual_seed(0)
     texts = [torch.from_numpy(load_tokens(path)).long() for path in args.tokens]
     ends = np.cumsum([text.numel() for text in texts]).tolist()
@@ -151,7 +169,7 @@ def main() -> None:
         inputs = [rms_norm(stream, weights["post_attention_layernorm"], model.eps) for stream in streams]
         x = torch.cat([block.flatten(0, 1) for block in inputs])
         active = activations(x, weights)
-        layers.append(calibrate_layer(x, active, weights["down"], kinds, generator))
+        layers.append(calibrate_layer(x, active, weights["down"], kinds, size, generator))
         dense = F.linear(active, weights["down"])
         for stream, output in zip(streams, dense.split([s[..., 0].numel() for s in streams]), strict=True):
             stream += output.view_as(stream)
@@ -164,6 +182,7 @@ def main() -> None:
         routers=torch.stack([layer.router for layer in layers]).numpy(),
         masks=torch.stack([layer.mask for layer in layers]).numpy(),
         gains=torch.stack([layer.gain for layer in layers]).numpy(),
+        shared=torch.stack([layer.shared for layer in layers]).numpy(),
     )
 
 
@@ -173,7 +192,7 @@ def report(
     """Relative error of the layer's output, without gains and with them, and how even the load is."""
     routing = route(x, layer.router)
     errors = [
-        float(F.linear(active * (routing @ scales - 1), down).norm() / dense.norm())
+        float(F.linear(active * (routing @ scales + layer.shared - 1), down).norm() / dense.norm())
         for scales in (layer.mask.float(), layer.mask * layer.gain)
     ]
     load = (routing > 0).float().mean(0) * EXPERTS / TOP_K

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.builtin.dense_forward import load_tokens
-from scripts.builtin.student import DenseLayers, Student
+from scripts.builtin.student import DenseLayers, Student, Trained
 
 LOGIT_ROWS = 512  # rows of logits at a time: 100 MB each of the dense model's and the student's
 WARM_UP_STEPS = 8
@@ -34,7 +33,6 @@ SAVE_SECONDS = 300
 class Training:
     """What decides the result, besides the data."""
 
-    rank: int
     steps: int
     batch_rows: int
     learning_rate: float
@@ -99,47 +97,23 @@ def optimiser(student: Student, training: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-class Checkpoint:
-    """Everything needed to go on, replaced as a whole."""
-
-    def __init__(self, path: Path, training: Training, parts: Mapping[str, np.ndarray]) -> None:
-        self._path, self._training, self._parts = path, training, dict(parts)
-
-    def resume(self, student: Student, optimiser: torch.optim.Optimizer) -> int:
-        """Restores an earlier run's state. Returns the step to go on with."""
-        if not self._path.exists():
-            return 0
-        saved = torch.load(self._path, weights_only=False)
-        if saved["training"] != asdict(self._training):
-            raise SystemExit(
-                f"{self._path} was trained with other settings ({saved['training']}): choose another --out."
-            )
-        student.load_state_dict(saved["student"])
-        optimiser.load_state_dict(saved["optimiser"])
-        return saved["step"]
-
-    def save(self, step: int, tokens: int, student: Student, optimiser: torch.optim.Optimizer) -> None:
-        partial = self._path.with_suffix(".partial")
-        torch.save(
-            {
-                "training": asdict(self._training),
-                "parts": self._parts,
-                "step": step,
-                "tokens": tokens,
-                "student": student.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            },
-            partial,
-        )
-        os.replace(partial, self._path)
+def resume(path: Path, trained: Trained, training: Training, optimiser: torch.optim.Optimizer) -> int:
+    """Restores the state of an earlier run that ended at `path`. Returns the step to go on with."""
+    if not path.exists():
+        return 0
+    saved = torch.load(path, weights_only=False)
+    if saved["training"] != asdict(training):
+        raise SystemExit(f"{path} was trained with other settings ({saved['training']}): choose another --out.")
+    trained.layers.load_state_dict(saved["layers"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return saved["step"]
 
 
-def train(
-    student: Student, dense: DenseLayers, tokens: list[np.ndarray], training: Training, saved: Checkpoint
-) -> None:
+def train(dense: DenseLayers, trained: Trained, tokens: list[np.ndarray], training: Training, out: Path) -> None:
     """Runs to the last step, or to Ctrl-C."""
+    student = Student(dense, trained.layers)
     adam = optimiser(student, training)
-    first = saved.resume(student, adam)
+    first = resume(out, trained, training, adam)
     stopped: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     source, saved_at, seen = batches(tokens, training), time.monotonic(), 0
@@ -159,7 +133,8 @@ def train(
         rate = ids.numel() / (time.perf_counter() - began)
         print(f"step {step + 1} of {training.steps}: {words}, gradient {norm:.3f}, {rate:.0f} tokens/s", flush=True)
         if stopped or step + 1 == training.steps or time.monotonic() - saved_at > SAVE_SECONDS:
-            saved.save(step + 1, seen, student, adam)
+            trained.history["distillation"] = asdict(training) | {"tokens": seen}
+            trained.save(out, training=asdict(training), optimiser=adam.state_dict(), step=step + 1)
             saved_at = time.monotonic()
         if stopped:
             raise SystemExit(130)
@@ -167,10 +142,10 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", type=Path, help="what scripts.builtin.calibrate wrote")
+    parser.add_argument("parts", type=Path, help="what scripts.builtin.calibrate or .fit_layers wrote")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="a file for each kind of text")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=4, help="of corrections that are not there yet")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-rows", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -179,14 +154,13 @@ def main() -> None:
     parser.add_argument("--balance-weight", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     args = vars(parser.parse_args())
-    parts = dict(np.load(args.pop("parts")))
-    tokens, out = [load_tokens(path) for path in args.pop("tokens")], args.pop("out")
+    parts, out, rank = args.pop("parts"), args.pop("out"), args.pop("rank")
+    tokens = [load_tokens(path) for path in args.pop("tokens")]
     training = Training(**args)
     torch.manual_seed(training.seed)
-    dense = DenseLayers(max(kind.shape[1] for kind in tokens))
-    student = Student(dense, parts, training.rank)
-    print(f"{sum(p.numel() for p in student.parameters()):,} parameters", flush=True)
-    train(student, dense, tokens, training, Checkpoint(out, training, parts))
+    trained = Trained.load(parts, rank)
+    print(f"{sum(p.numel() for p in trained.layers.parameters()):,} parameters", flush=True)
+    train(DenseLayers(max(kind.shape[1] for kind in tokens)), trained, tokens, training, out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from engine.checkpoint.builtin.dense import dense_gguf_path
 from engine.lab.held_out import MAX_PASSAGE_TOKENS, Passage, load_chats, load_documentation
-from scripts.builtin.student import DenseLayers, Student
+from scripts.builtin.student import DenseLayers, Student, Trained
 
 
 def loss(dense: DenseLayers, passages: list[Passage], streams) -> float:
@@ -28,16 +28,6 @@ def loss(dense: DenseLayers, passages: list[Passage], streams) -> float:
         losses = F.cross_entropy(dense.logits(last)[0, :-1], ids[1:], reduction="none")
         total += float(losses[torch.tensor(passage.counted)[1:]].sum())
     return total / sum(sum(passage.counted) for passage in passages)
-
-
-def load_student(dense: DenseLayers, path: Path) -> Student:
-    """From what `calibrate` or `distill` wrote."""
-    if path.suffix == ".npz":
-        return Student(dense, dict(np.load(path)), rank=0)
-    saved = torch.load(path, weights_only=False)
-    student = Student(dense, saved["parts"], saved["training"]["rank"])
-    student.load_state_dict(saved["student"])
-    return student
 
 
 def without_balance(streams: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[torch.Tensor]:
@@ -66,7 +56,7 @@ def main() -> None:
     for name, value in best.items():
         print(f"dense {name}: {np.exp(value):.3f}")
     for path in args.parts:
-        student = load_student(dense, path)
+        student = Student(dense, Trained.load(path).layers)
         for name, passages in sets.items():
             for layer in student.layers:
                 layer.uses.zero_()

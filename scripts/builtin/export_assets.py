@@ -7,35 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from engine.checkpoint.builtin.corrections import MATRICES, Corrections, quantise
 from engine.checkpoint.builtin.dense import GGUF_NAME
 from engine.checkpoint.builtin.recipe import ASSETS_DIR, save_recipe
 from scripts.builtin.calibrate import TOP_K
+from scripts.builtin.student import Trained
 
 Parts = Mapping[str, np.ndarray]
 
 
-def read_parts(path: Path) -> tuple[Parts, Mapping[str, Corrections], Mapping[str, object]]:
-    """Routers, masks and gains, corrections, and what they were made with, of what `calibrate` or `distill` wrote."""
-    if path.suffix == ".npz":
-        parts = dict(np.load(path))
-        return parts, _no_corrections(parts["masks"], parts["routers"].shape[-1]), {}
-    saved = torch.load(path, weights_only=False)
-    state = {name: value.numpy() for name, value in saved["student"].items()}
-    layers = range(len(saved["parts"]["routers"]))
+def trained_parts(trained: Trained) -> tuple[Parts, Mapping[str, Corrections]]:
+    """Routers, masks and gains; corrections."""
 
     def stacked(name: str) -> np.ndarray:
-        return np.stack([state[f"layers.{layer}.{name}"] for layer in layers])
+        return np.stack([layer.get_parameter(name).detach().numpy() for layer in trained.layers])
 
-    parts = dict(saved["parts"]) | {"routers": stacked("router"), "gains": stacked("gain")}
+    parts = {"routers": stacked("router"), "masks": trained.parts["masks"], "gains": stacked("gain")}
     factors = {name: (stacked(f"inward.{name}"), stacked(f"outward.{name}")) for name in MATRICES}
-    return (
-        parts,
-        _kept_corrections(factors, parts["masks"]),
-        {"training": saved["training"], "trained_tokens": saved["tokens"]},
-    )
+    return parts, _kept_corrections(factors, parts["masks"])
 
 
 def _kept_corrections(
@@ -55,26 +45,19 @@ def _kept_corrections(
     return quantised | {"down": quantise(kept(inward.swapaxes(-1, -2)).swapaxes(-1, -2), outward)}
 
 
-def _no_corrections(masks: np.ndarray, hidden: int) -> dict[str, Corrections]:
-    layers, experts, intermediate = masks.shape
-    narrow, wide = (np.zeros((layers, experts, 0, width), np.float32) for width in (hidden, intermediate))
-    factors = {"gate": (narrow, wide), "up": (narrow, wide), "down": (wide, narrow)}
-    return _kept_corrections({name: (i, o.swapaxes(-1, -2)) for name, (i, o) in factors.items()}, masks)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", type=Path)
     parser.add_argument("--version", type=int, required=True, help="of the recipe, counted up with every change")
     parser.add_argument("--out", type=Path, default=ASSETS_DIR)
     args = parser.parse_args()
-    parts, corrections, training = read_parts(args.parts)
+    trained = Trained.load(args.parts)
+    parts, corrections = trained_parts(trained)
     provenance = {
         "carved_from": f"{GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",
-        "calibrated_on": "chats sampled from that model; documentation packages of Debian 12",
-        "calibration_tokens": int(parts["tokens"]),
+        "calibrated_and_trained_on": "chats sampled from that model; documentation packages of Debian 12",
         "made_by": "scripts/builtin, as its README describes",
-        **training,
+        **trained.history,
     }
     save_recipe(
         args.out,

@@ -6,13 +6,16 @@ share the dense pre-activations, so that a token costs little more than in the d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from engine.checkpoint.builtin.dense import DenseWeights
 from scripts.builtin.calibrate import TOP_K
@@ -94,66 +97,53 @@ class ExpertLayer(nn.Module):
             self.outward[name] = nn.Parameter(torch.zeros(experts, width_out, rank))
 
     def forward(self, x: torch.Tensor, dense: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output [tokens, hidden] for x [tokens, hidden], and the load-balance loss of the layer.
+        """Output [tokens, hidden] for x [tokens, hidden], and the load-balance loss of the layer."""
+        gate, up = F.linear(x, dense["gate"]), F.linear(x, dense["up"])
+        neurons, added, balance = self.mix(x, gate, up)
+        return F.linear(neurons, dense["down"]) + added, balance
 
-        Routing as Mixtral's: softmax, the best two, renormalised.
+    def mix(
+        self, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From x [tokens, hidden] and the dense pre-activations [tokens, intermediate]: what goes into the dense
+        `down` [tokens, intermediate], what is added to its output [tokens, hidden], the load-balance loss.
+
+        Routing as Mixtral's: softmax, the best two, renormalised. What differs between experts goes through thin
+        products over all of them with zeros for those that a token does not use: no gathering, few large operations.
         """
         probabilities = (x @ self.router.T).softmax(-1)
         top, chosen = probabilities.topk(TOP_K, dim=-1)
-        weights = top / top.sum(-1, keepdim=True)
-        gate, up = F.linear(x, dense["gate"]), F.linear(x, dense["up"])
-        neurons = torch.zeros_like(gate) if self.shared is None else F.silu(gate) * up * self.shared
-        routed = [(chosen == expert).nonzero(as_tuple=True) for expert in range(len(self.router))]
-        # computed again on the way back: what an expert keeps for it would be ten times its inputs
-        outputs = [
-            checkpoint(self._expert, expert, x, gate, up, tokens, weights[tokens, place], use_reentrant=False)
-            for expert, (tokens, place) in enumerate(routed)
-        ]
-        order = torch.cat([tokens for tokens, _ in routed])
-        neurons = neurons.index_add(0, order, torch.cat([kept for kept, _ in outputs]))
-        corrections = torch.zeros_like(x).index_add(0, order, torch.cat([extra for _, extra in outputs]))
+        used = F.one_hot(chosen, len(self.router)).float()  # [tokens, top k, experts]
+        weights = used * (top / top.sum(-1, keepdim=True))[..., None]
+        corrected = F.silu(gate[:, None] + self._corrected("gate", x, used))
+        corrected = corrected * (up[:, None] + self._corrected("up", x, used))
+        neurons = (corrected * (weights @ (self.mask * self.gain))).sum(1)
+        if self.shared is not None:
+            neurons = neurons + F.silu(gate) * up * self.shared
+        inward = corrected @ (self.inward["down"] * self.mask[:, None]).flatten(0, 1).T
+        inward = (inward.unflatten(-1, self.inward["down"].shape[:2]) * weights[..., None]).sum(1)
         self.uses += torch.bincount(chosen.flatten(), minlength=len(self.uses))
-        share = F.one_hot(chosen, len(self.router)).float().sum(1).mean(0) / TOP_K
+        share = used.sum(1).mean(0) / TOP_K
         balance = len(self.router) * (share * probabilities.mean(0)).sum()
-        return F.linear(neurons, dense["down"]) + corrections, balance
+        return neurons, inward.flatten(1) @ _columns(self.outward["down"]), balance
 
-    def _expert(
-        self,
-        expert: int,
-        x: torch.Tensor,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        tokens: torch.Tensor,
-        weights: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For the expert's tokens: what goes into the dense `down` [.., intermediate], and what comes on top of it."""
-        x = x[tokens]
-        gate = gate[tokens] + self._corrected(expert, "gate", x)
-        up = up[tokens] + self._corrected(expert, "up", x)
-        weighted = F.silu(gate) * up * self.mask[expert] * weights[:, None]
-        return weighted * self.gain[expert], self._corrected(expert, "down", weighted)
+    def _corrected(self, name: str, x: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        """What a token's experts add to a dense pre-activation: [tokens, top k, intermediate]."""
+        inward = (x @ self.inward[name].flatten(0, 1).T).unflatten(-1, self.inward[name].shape[:2])
+        return (inward[:, None] * used[..., None]).flatten(2) @ _columns(self.outward[name])
 
-    def _corrected(self, expert: int, name: str, x: torch.Tensor) -> torch.Tensor:
-        return (x @ self.inward[name][expert].T) @ self.outward[name][expert].T
+
+def _columns(outward: torch.Tensor) -> torch.Tensor:
+    """[experts x rank, out] of [experts, out, rank]."""
+    return outward.transpose(1, 2).flatten(0, 1)
 
 
 class Student(nn.Module):
-    """All layers; `parts`: routers, masks, gains (and shared) as `calibrate` writes them."""
+    """The dense model with ExpertLayers in place of its feed-forward layers."""
 
-    def __init__(self, dense: DenseLayers, parts: Mapping[str, np.ndarray], rank: int) -> None:
+    def __init__(self, dense: DenseLayers, layers: nn.ModuleList) -> None:
         super().__init__()
-        self._dense = dense
-        tensor = torch.from_numpy
-        self.layers = nn.ModuleList(
-            ExpertLayer(
-                tensor(parts["routers"][i]).float(),
-                tensor(parts["masks"][i]),
-                tensor(parts["gains"][i]).float(),
-                tensor(parts["shared"][i]) if "shared" in parts else None,
-                rank,
-            )
-            for i in range(len(dense.layers))
-        )
+        self._dense, self.layers = dense, layers
 
     def streams(self, ids: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Residual stream and load-balance loss after each layer, for ids [rows, tokens]."""
@@ -163,3 +153,46 @@ class Student(nn.Module):
             out, balance = layer(x.flatten(0, 1), self._dense.layers[index])
             stream = stream + out.view_as(stream)
             yield stream, balance
+
+
+@dataclass
+class Trained:
+    """Layers with the parts they were made from and how they came about, as far as that is known."""
+
+    layers: nn.ModuleList
+    parts: dict[str, np.ndarray]
+    history: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path, rank: int = 0) -> Trained:
+        """From what `calibrate` wrote (.npz; untrained corrections of `rank`), or what was saved here (.pt)."""
+        if path.suffix == ".npz":
+            parts = dict(np.load(path))
+            return cls(_make_layers(parts, rank), parts, {"calibration_tokens": int(parts["tokens"])})
+        saved = torch.load(path, weights_only=False)
+        trained = cls(_make_layers(saved["parts"], saved["rank"]), saved["parts"], saved["history"])
+        trained.layers.load_state_dict(saved["layers"])
+        return trained
+
+    @property
+    def rank(self) -> int:
+        return self.layers[0].inward["gate"].shape[1]
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Replaces the file as a whole; `more` goes into it beside the layers."""
+        content = {"layers": self.layers.state_dict(), "parts": self.parts, "rank": self.rank, "history": self.history}
+        partial = path.with_suffix(".partial")
+        torch.save(content | more, partial)
+        os.replace(partial, path)
+
+
+def _make_layers(parts: Mapping[str, np.ndarray], rank: int) -> nn.ModuleList:
+    tensor = torch.from_numpy
+    return nn.ModuleList(
+        ExpertLayer(
+            tensor(router).float(), tensor(mask), tensor(gain).float(), tensor(shared) if shared.any() else None, rank
+        )
+        for router, mask, gain, shared in zip(
+            parts["routers"], parts["masks"], parts["gains"], parts["shared"], strict=True
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -100,6 +101,7 @@ class FakeEngine:
         self.prompts: list[list[dict]] = []
         self.arguments: dict = {}
         self.model_name, self.device = "demo", "cpu"
+        self.model_path = Path("no-such-checkpoint")
         self.plan = FakePlan(slots=LAYERS * EXPERTS)
         self.closed = False
         self._stats = FakeStats()

@@ -306,3 +306,16 @@ def test_chats_that_cannot_be_kept_are_announced(serve, visit, module_home):
     served.program.store.warning = "The chats cannot be used: the disk is full."
     page = visit(served.address)
     page.see("#warnings", "the disk is full")
+
+
+def test_the_model_card_is_there_for_whoever_opens_it(serve, visit, tmp_path):
+    engine = FakeEngine()
+    page = visit(serve(engine).address)
+    page.page.click("#about button")
+    page.see("#model-card", "without a model card")
+    page.page.click("#about button")
+    engine.model_path = tmp_path
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A toy\n\n**Small** <script>alert(1)</script>")
+    page.page.click("#about button")
+    page.see("#model-card strong", "Small")
+    assert "license" not in page.text("#model-card")

@@ -1,4 +1,4 @@
-"""The small files beside the weights: configuration, generation settings, tokenizer."""
+"""The small files beside the weights: configuration, generation settings, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from engine.checkpoint.builtin.dense import DenseWeights, dense_gguf_path
-from engine.checkpoint.builtin.recipe import Recipe
+from engine.checkpoint.builtin.recipe import ASSETS_DIR, Recipe
+from engine.checkpoint.model_card import CARD_NAME
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = 0, 1, 2  # SmolLM2's <|endoftext|>, <|im_start|>, <|im_end|>
 
@@ -58,9 +59,10 @@ def json_bytes(content: dict[str, object]) -> bytes:
 
 
 def write_description(folder: Path, dense: DenseWeights, recipe: Recipe) -> None:
-    """``config.json``, ``generation_config.json`` and the tokenizer with its chat template."""
+    """``config.json``, ``generation_config.json``, the model card, and the tokenizer with its chat template."""
     (folder / "config.json").write_bytes(json_bytes(model_config(dense, recipe)))
     (folder / "generation_config.json").write_bytes(json_bytes(GENERATION_CONFIG))
+    (folder / CARD_NAME).write_bytes((ASSETS_DIR / CARD_NAME).read_bytes())
     for name, content in tokenizer_files(dense.context_length).items():
         (folder / name).write_bytes(content)
 
