@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.checkpoint.builtin import builtin_path, ensure_builtin
@@ -21,15 +22,25 @@ from engine.checkpoint.builtin.builder import build
 from engine.checkpoint.builtin.dense import DenseWeights, dense_gguf_path
 from engine.checkpoint.builtin.recipe import load_recipe
 from engine.lab.held_out import Passage, load_chats, load_documentation
+from engine.lab.routing_statistics import (
+    Routing,
+    adjacent_overlap,
+    cache_hit_rates,
+    entropy_per_layer,
+    expert_counts,
+    max_over_mean_load,
+)
 
 Progress = Callable[[str, int, int], None]
 SHUFFLE_SEED = 0
+REPLAYED = 4  # one passage in so many is replayed through caches, which takes its time
 
 
 def run(on_progress: Progress | None = None) -> dict[str, Any]:
-    """Perplexities and expert load on each held-out set, and what the model costs to build and keep.
+    """Perplexities, expert load and routing on each held-out set, and what the model costs to build and keep.
 
-    ``max_over_mean_load`` is that of the worst layer; ``expert_share`` is of the stored weights.
+    ``max_over_mean_load`` is that of the worst layer; ``expert_share`` is of the stored weights; ``routing`` as in
+    `engine.lab.routing_statistics`.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,13 +54,19 @@ def run(on_progress: Progress | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {"perplexity_dense": _perplexities(dense, sets, "dense", report)}
     del dense
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with ExpertLoad(model) as load:
-        results["perplexity_moe"] = {}
-        results["max_over_mean_load"] = {}
+    results |= {"perplexity_moe": {}, "max_over_mean_load": {}, "routing": {}}
+    with RoutingTap(model) as tap:
         for name, passages in sets.items():
-            load.reset()
             results["perplexity_moe"][name] = perplexity(model, passages, f"built-in, {name}", report)
-            results["max_over_mean_load"][name] = load.max_over_mean()
+            routing = tap.take()
+            counts = expert_counts(routing, model.config.num_experts)
+            results["max_over_mean_load"][name] = max_over_mean_load(counts)
+            report(f"replaying the routing of {name}", 0, 0)
+            results["routing"][name] = {
+                "adjacent_overlap": adjacent_overlap(routing),
+                "entropy_per_layer": entropy_per_layer(counts),
+                "hit_rates": cache_hit_rates(routing[::REPLAYED], model.config.num_experts),
+            }
     shuffle_experts(model)
     results["perplexity_shuffled"] = _perplexities(model, sets, "experts shuffled", report)
     ratio = {name: results["perplexity_moe"][name] / results["perplexity_dense"][name] for name in sets}
@@ -91,37 +108,39 @@ def perplexity(model: Any, passages: list[Passage], stage: str, report: Progress
     return math.exp(loss / sum(sum(passage.counted) for passage in passages))
 
 
-class ExpertLoad:
-    """Counts, layer by layer, how often each expert is chosen while the context is open."""
+class RoutingTap:
+    """Keeps which experts each token chose, passage by passage, while the context is open."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._experts = model.config.num_local_experts
         self._handles: list[Any] = []
-        self.reset()
+        self._layers: list[np.ndarray] = []
+        self.passages: list[Routing] = []
 
-    def reset(self) -> None:
-        self._counts = torch.zeros(self._model.config.num_hidden_layers, self._experts)
+    def take(self) -> list[Routing]:
+        """Routing [tokens, layers, top k] of each forward pass since the last call."""
+        passages, self.passages = self.passages, []
+        return passages
 
-    def max_over_mean(self) -> float:
-        """The busiest expert's load over the mean load of its layer, in the worst layer."""
-        return float((self._counts.amax(1) / self._counts.mean(1)).max())
-
-    def __enter__(self) -> ExpertLoad:
-        for index, layer in enumerate(self._model.model.layers):
-            self._handles.append(layer.mlp.experts.register_forward_pre_hook(self._counter(index)))
+    def __enter__(self) -> RoutingTap:
+        layers = self._model.model.layers
+        for index, layer in enumerate(layers):
+            hook = self._keeper(last=index == len(layers) - 1)
+            self._handles.append(layer.mlp.experts.register_forward_pre_hook(hook))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _counter(self, index: int) -> Callable[..., None]:
-        def count(module: Any, arguments: tuple[Any, ...]) -> None:
-            chosen = arguments[1].flatten()
-            self._counts[index] += torch.bincount(chosen, minlength=self._experts)
+    def _keeper(self, last: bool) -> Callable[..., None]:
+        def keep(module: Any, arguments: tuple[Any, ...]) -> None:
+            self._layers.append(arguments[1].numpy())
+            if last:
+                self.passages.append(np.stack(self._layers, axis=1))
+                self._layers = []
 
-        return count
+        return keep
 
 
 def shuffle_experts(model: Any) -> None:

@@ -188,18 +188,18 @@ class _Moe:
         self._index_tensor = torch.from_numpy(self._ids)[None]
         self._weight_tensor = torch.from_numpy(self._weights)[None]
         self._layout: _SlotLayout | None = None
-        self._shared = _SharedExpert(block, self._x) if hasattr(block, "shared_expert") else None
+        self._shared = _shared_expert(block, self._x, kernels)
 
     def add_to(self, residual: np.ndarray) -> None:
         self._kernels.route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
         self._provider.observe(self._ordinal, self._index_tensor, self._weight_tensor)
         ids = self._ids.tolist()
         with self._provider.acquire(self._ordinal, ids) as lease:
+            if self._shared is not None:
+                self._shared.add_to(residual)  # while experts that were missing are on their way
             while batch := lease.next_batch():
                 self._compute(batch, ids)
         self._kernels.add_experts(residual, self._outputs, self._weights)
-        if self._shared is not None:
-            residual += self._shared.output()
 
     def _compute(self, batch: Batch, ids: list[int]) -> None:
         layout = self._layout or self._remember_layout(batch[0][1])
@@ -245,17 +245,50 @@ class _SlotLayout:
         self.hidden = np.empty((top_k, down.shape[1]), np.float32)
 
 
+def _shared_expert(block: Any, x: np.ndarray, kernels: DecodeKernels) -> _SharedExpert | _SharedExpertModule | None:
+    """The block's expert for every token, by the kernels if they can compute it; None where it has none."""
+    from engine.model.kernels.activation import activation_number
+    from engine.model.kernels.storage import has_kernel_dtype
+
+    if not hasattr(block, "shared_expert"):
+        return None
+    expert = block.shared_expert
+    linears = (expert.gate_proj, expert.up_proj, expert.down_proj)
+    activation = activation_number(expert.act_fn)
+    readable = {linear.weight.dtype for linear in linears}
+    plain = all(linear.bias is None and linear.weight.is_contiguous() for linear in linears)
+    if activation is None or len(readable) > 1 or not plain or not has_kernel_dtype(readable.pop()):
+        return _SharedExpertModule(block, x)
+    return _SharedExpert(block, x[0], activation, kernels)
+
+
 class _SharedExpert:
     """Qwen2's expert for every token, scaled by a gate of its own; reads the same normalised input."""
+
+    def __init__(self, block: Any, x: np.ndarray, activation: int, kernels: DecodeKernels) -> None:
+        from engine.model.kernels.storage import kernel_view
+
+        expert = block.shared_expert
+        gate, up, down = (kernel_view(m.weight) for m in (expert.gate_proj, expert.up_proj, expert.down_proj))
+        scale = _fp32(block.shared_expert_gate.weight)[0]
+        self._kernel = kernels.add_shared_expert
+        self._arguments = (gate, up, down, activation, scale, x, np.empty(len(gate), np.float32))
+
+    def add_to(self, residual: np.ndarray) -> None:
+        self._kernel(*self._arguments, residual)
+
+
+class _SharedExpertModule:
+    """The same through transformers' own module, for weights or activations the kernels do not know."""
 
     def __init__(self, block: Any, x: np.ndarray) -> None:
         self._block = block
         self._x = torch.from_numpy(x)
 
     @torch.no_grad()
-    def output(self) -> np.ndarray:
+    def add_to(self, residual: np.ndarray) -> None:
         gate = torch.sigmoid(self._block.shared_expert_gate(self._x))
-        return (gate * self._block.shared_expert(self._x))[0].numpy()
+        residual += (gate * self._block.shared_expert(self._x))[0].numpy()
 
 
 class _DenseMlp:

@@ -13,7 +13,7 @@ import argparse
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,13 +109,19 @@ def resume(path: Path, trained: Trained, training: Training, optimiser: torch.op
     return saved["step"]
 
 
-def train(dense: DenseLayers, trained: Trained, tokens: list[np.ndarray], training: Training, out: Path) -> None:
-    """Runs to the last step, or to Ctrl-C."""
+def train(
+    dense: DenseLayers,
+    trained: Trained,
+    tokens: list[np.ndarray],
+    training: Training,
+    out: Path,
+    on_step: Callable[[int, dict[str, float]], None],
+    must_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Goes on from `out` if that is there; saved there now and then, at the end, and before SystemExit when told to."""
     student = Student(dense, trained.layers)
     adam = optimiser(student, training)
     first = resume(out, trained, training, adam)
-    stopped: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     source, saved_at, seen = batches(tokens, training), time.monotonic(), 0
     for step in range(training.steps):
         ids = next(source)
@@ -129,14 +135,14 @@ def train(dense: DenseLayers, trained: Trained, tokens: list[np.ndarray], traini
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        words = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         rate = ids.numel() / (time.perf_counter() - began)
-        print(f"step {step + 1} of {training.steps}: {words}, gradient {norm:.3f}, {rate:.0f} tokens/s", flush=True)
-        if stopped or step + 1 == training.steps or time.monotonic() - saved_at > SAVE_SECONDS:
+        on_step(step, losses | {"gradient": float(norm), "tokens/s": rate})
+        stopping = must_stop()
+        if stopping or step + 1 == training.steps or time.monotonic() - saved_at > SAVE_SECONDS:
             trained.history["distillation"] = asdict(training) | {"tokens": seen}
             trained.save(out, training=asdict(training), optimiser=adam.state_dict(), step=step + 1)
             saved_at = time.monotonic()
-        if stopped:
+        if stopping:
             raise SystemExit(130)
 
 
@@ -160,7 +166,15 @@ def main() -> None:
     torch.manual_seed(training.seed)
     trained = Trained.load(parts, rank)
     print(f"{sum(p.numel() for p in trained.layers.parameters()):,} parameters", flush=True)
-    train(DenseLayers(max(kind.shape[1] for kind in tokens)), trained, tokens, training, out)
+
+    def print_step(step: int, losses: dict[str, float]) -> None:
+        words = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        print(f"step {step + 1} of {training.steps}: {words}", flush=True)
+
+    interrupts: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    dense = DenseLayers(max(kind.shape[1] for kind in tokens))
+    train(dense, trained, tokens, training, out, print_step, lambda: bool(interrupts))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def trained_parts(trained: Trained) -> tuple[Parts, Mapping[str, Corrections]]:
     def stacked(name: str) -> np.ndarray:
         return np.stack([layer.get_parameter(name).detach().numpy() for layer in trained.layers])
 
-    parts = {"routers": stacked("router"), "masks": trained.parts["masks"], "gains": stacked("gain")}
+    parts = {name: trained.parts[name] for name in ("shared", "masks")}
+    parts |= {"routers": stacked("router"), "gains": stacked("gain")}
     factors = {name: (stacked(f"inward.{name}"), stacked(f"outward.{name}")) for name in MATRICES}
     return parts, _kept_corrections(factors, parts["masks"])
 
@@ -63,6 +64,7 @@ def main() -> None:
         args.out,
         args.version,
         TOP_K,
+        parts["shared"],
         parts["routers"],
         parts["masks"],
         parts["gains"],

@@ -89,7 +89,7 @@ class ExpertLayer(nn.Module):
         self.router, self.gain = nn.Parameter(router.clone()), nn.Parameter(gain.clone())
         self.register_buffer("mask", mask.float())
         self.register_buffer("shared", None if shared is None else shared.float())
-        self.register_buffer("uses", torch.zeros(experts), persistent=False)
+        self.chosen = torch.empty(0, TOP_K, dtype=torch.long)  # the experts of the last pass, [tokens, top k]
         wide = {"gate": (hidden, intermediate), "up": (hidden, intermediate), "down": (intermediate, hidden)}
         self.inward, self.outward = nn.ParameterDict(), nn.ParameterDict()
         for name, (width_in, width_out) in wide.items():
@@ -122,7 +122,7 @@ class ExpertLayer(nn.Module):
             neurons = neurons + F.silu(gate) * up * self.shared
         inward = corrected @ (self.inward["down"] * self.mask[:, None]).flatten(0, 1).T
         inward = (inward.unflatten(-1, self.inward["down"].shape[:2]) * weights[..., None]).sum(1)
-        self.uses += torch.bincount(chosen.flatten(), minlength=len(self.uses))
+        self.chosen = chosen
         share = used.sum(1).mean(0) / TOP_K
         balance = len(self.router) * (share * probabilities.mean(0)).sum()
         return neurons, inward.flatten(1) @ _columns(self.outward["down"]), balance

@@ -67,7 +67,7 @@ def finished(home: Path, small_build: Path) -> Path:
 
 
 def save(folder: Path, parts: recipe.Recipe, version: int = 1) -> None:
-    names = ("routers", "masks", "gains", "corrections")
+    names = ("shared", "routers", "masks", "gains", "corrections")
     recipe.save_recipe(folder, version, 2, *(getattr(parts, name) for name in names), provenance={})
 
 
@@ -81,7 +81,8 @@ class TestAssets:
         shipped = recipe.load_recipe()
         assert (shipped.layers, shipped.experts, shipped.hidden_size) == (30, 16, 576)
         assert shipped.masks.shape == (30, 16, 1536)
-        assert shipped.kept_neurons == 1280
+        assert (shipped.shared_neurons, shipped.kept_neurons) == (512, 768)
+        assert not (shipped.masks & shipped.shared[:, None]).any()
         assert shipped.experts_per_token * 8 <= shipped.experts
         assert sum(path.stat().st_size for path in recipe.ASSETS_DIR.iterdir()) <= 30e6
 
@@ -89,7 +90,7 @@ class TestAssets:
         save(tmp_path, small_recipe, version=7)
         read = recipe.load_recipe(tmp_path)
         assert read.identity.startswith("v7-")
-        for name in ("routers", "masks", "gains"):
+        for name in ("shared", "routers", "masks", "gains"):
             np.testing.assert_array_equal(getattr(read, name), getattr(small_recipe, name))
         for name, corrections in small_recipe.corrections.items():
             for part in ("inward", "outward", "scale"):
@@ -194,22 +195,22 @@ class TestLayout:
             by_expert.setdefault(expert, []).append((matrix, offset, end - first))
         assert len(by_expert) == LAYERS * 16
         for pieces in by_expert.values():
-            assert [matrix for matrix, _, _ in pieces] == ["w1", "w3", "w2"]
+            assert [matrix for matrix, _, _ in pieces] == ["gate_proj", "up_proj", "down_proj"]
             assert pieces[0][1] % ALIGNMENT_BYTES == 0
-            assert [size for _, _, size in pieces] == [1_474_560] * 3
-            assert [offset - pieces[0][1] for _, offset, _ in pieces] == [0, 1_474_560, 2_949_120]
+            assert [size for _, _, size in pieces] == [884_736] * 3
+            assert [offset - pieces[0][1] for _, offset, _ in pieces] == [0, 884_736, 1_769_472]
 
     def test_safetensors_reads_what_was_cut_out(self, small_build: Path, dense, small_recipe) -> None:
         shard = small_build / plan_shards(dense, small_recipe)[0].name
         kept, gain = small_recipe.masks[1, 5], small_recipe.gains[1, 5]
         parts = dense.feed_forward(1)
         carved = {"gate": parts["gate"][kept], "up": parts["up"][kept], "down": (parts["down"] * gain)[:, kept]}
-        for name, stored in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+        for name, values in carved.items():
             c = small_recipe.corrections[name]
             added = (c.outward[1, 5] * c.scale[1, 5].astype(np.float64)) @ c.inward[1, 5].astype(np.float64)
             assert np.abs(added).max() > 0.01
-            read = read_bits(shard, f"model.layers.1.block_sparse_moe.experts.5.{stored}.weight").float().numpy()
-            np.testing.assert_allclose(read, carved[name] + added, rtol=2**-8, atol=1e-6)
+            read = read_bits(shard, f"model.layers.1.mlp.experts.5.{name}_proj.weight").float().numpy()
+            np.testing.assert_allclose(read, values + added, rtol=2**-8, atol=1e-6)
 
     def test_tensors_out_of_order_or_left_out_are_errors(self, tmp_path: Path) -> None:
         entries = [TensorEntry("a", (2,)), TensorEntry("b", (3,))]
@@ -225,7 +226,7 @@ class TestModel:
 
         model, info = AutoModelForCausalLM.from_pretrained(small_build, dtype=torch.float32, output_loading_info=True)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        assert type(model).__name__ == "MixtralForCausalLM"
+        assert type(model).__name__ == "Qwen2MoeForCausalLM"
         assert model.config.num_experts_per_tok == 2
         assert model.config.rope_parameters["rope_theta"] == 100_000.0
         tokenizer = AutoTokenizer.from_pretrained(small_build)
@@ -396,7 +397,7 @@ class TestDisk:
         with pytest.raises(DiskFull) as refused:
             builtin.ensure_builtin()
         needed_bytes = int(refused.value.cause.split(" needs ")[1].split()[0].replace(",", ""))
-        assert needed_bytes > LAYERS * 16 * 3 * 1_474_560
+        assert needed_bytes > LAYERS * 16 * 3 * 884_736
         assert [path for path in builtin.builtin_path().parent.iterdir() if path.is_dir()] == []
         monkeypatch.setattr(ShardWriter, "write", write)
         assert builtin.is_complete(builtin.ensure_builtin())

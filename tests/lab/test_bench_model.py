@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.lab.bench_model import ExpertLoad, expert_share, perplexity, shuffle_experts
+from engine.lab.bench_model import RoutingTap, expert_share, perplexity, shuffle_experts
 from engine.lab.held_out import Passage
 from tests.model.tiny_moe import tiny_moe, token_ids
 from tests.tiny_models import tiny_checkpoint
@@ -28,16 +28,19 @@ def test_perplexity_is_that_of_the_counted_tokens():
     assert stages[-1] == ("tiny", 2, 2)
 
 
-def test_the_load_is_counted_while_the_context_is_open():
+def test_the_routing_is_kept_while_the_context_is_open():
     model = tiny_moe("mixtral")
     ids = token_ids(30)
-    with ExpertLoad(model) as load:
+    with RoutingTap(model) as tap:
         model(ids)
-        busiest = load.max_over_mean()
-        assert load._counts.sum(1).tolist() == [30 * model.config.num_experts_per_tok] * len(load._counts)
-    assert busiest == float((load._counts.amax(1) / load._counts.mean(1)).max()) >= 1
+        logits = model(ids[:, :9], output_router_logits=True).router_logits
+        first, second = tap.take()
+    assert first.shape == (30, len(model.model.layers), model.config.num_experts_per_tok)
+    for layer, scores in enumerate(logits):
+        expected = scores.topk(model.config.num_experts_per_tok).indices
+        assert sorted(second[:, layer].flatten().tolist()) == sorted(expected.flatten().tolist())
     model(ids)
-    assert load.max_over_mean() == busiest
+    assert tap.take() == []
 
 
 def test_shuffling_permutes_experts_and_changes_what_the_model_says():

@@ -173,11 +173,27 @@ def test_clipped_projections_are_refused():
     assert "clipped" in changed(model.config, "clip_qkv", 3.0, model)
 
 
-def test_after_warming_up_a_step_compiles_nothing_more():
-    model, ids = tiny_moe("mixtral"), token_ids(12)
+@pytest.mark.parametrize("change", ["activation", "bias"])
+def test_a_shared_expert_that_the_kernels_do_not_know_goes_through_its_module(change):
+    model, ids = tiny_moe("qwen2_moe"), token_ids(14)
+    for layer in model.model.layers:
+        expert = layer.mlp.shared_expert
+        if change == "activation":
+            expert.act_fn = torch.nn.Tanh()
+        else:
+            expert.up_proj.bias = torch.nn.Parameter(torch.linspace(-1, 1, expert.up_proj.out_features), False)
+    stock = model(ids).logits[0]
+    decoder, _ = decoder_after(model, ShuffledExperts(model, 0), ids[:, :10])
+    for position in range(10, 14):
+        assert_close(decoder.step(int(ids[0, position])), stock[position])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_after_warming_up_a_step_compiles_nothing_more(name):
+    model, ids = tiny_moe(name), token_ids(12)
     stages = []
     kernels.prepare(torch.float32, torch.bfloat16, True, lambda *progress: stages.append(progress))
-    assert stages[0][1] == 0 and stages[-1][1] == stages[-1][2] == 9
+    assert stages[0][1] == 0 and stages[-1][1] == stages[-1][2] == 10
     before = {name: len(compiled.signatures) for name, compiled in vars(DecodeKernels()).items()}
     decoder, _ = decoder_after(model, ResidentExperts(find_experts(model), torch.bfloat16), ids[:, :10])
     decoder.step(5)

@@ -14,7 +14,7 @@ assert kernels.available(), kernels.unavailable_reason()
 
 from engine.model.kernels.activation import activation_number  # noqa: E402
 from engine.model.kernels.declare import kernel  # noqa: E402
-from engine.model.kernels.expert_mlp import expert_mlp  # noqa: E402
+from engine.model.kernels.expert_mlp import add_shared_expert, expert_mlp  # noqa: E402
 from engine.model.kernels.exponential import exp  # noqa: E402
 from engine.model.kernels.matvec import matvec  # noqa: E402
 from engine.model.kernels.routing import combine, route  # noqa: E402
@@ -141,6 +141,22 @@ def test_experts_are_computed_where_they_lie(width, intermediate, dtype, name, s
         gate, up = (slots.gate_up[expert].double() @ x[token].double()).chunk(2)
         exact = slots.down[expert].double() @ (ACTIVATIONS[name](gate) * up)
         np.testing.assert_allclose(out[row], exact.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, sizes, st.sampled_from(DTYPES), st.sampled_from(list(ACTIVATIONS)), st.integers(0, 999))
+def test_the_shared_expert_is_scaled_and_added(width, intermediate, dtype, name, seed):
+    from transformers.activations import ACT2FN
+
+    shapes = ((intermediate, width), (intermediate, width), (width, intermediate))
+    gate, up, down = ((normal(seed + i, *shape) * 0.3).to(dtype) for i, shape in enumerate(shapes))
+    x, scale, residual = (normal(seed + i, width) for i in (3, 4, 5))
+    out, hidden = residual.numpy().copy(), np.empty(intermediate, np.float32)
+    weights = [kernel_view(weight) for weight in (gate, up, down)]
+    add_shared_expert(*weights, activation_number(ACT2FN[name]), scale.numpy(), x.numpy(), hidden, out)
+    active = ACTIVATIONS[name](gate.double() @ x.double()) * (up.double() @ x.double())
+    exact = residual.double() + torch.sigmoid(scale.double() @ x.double()) * (down.double() @ active)
+    np.testing.assert_allclose(out, exact.numpy(), rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=20)

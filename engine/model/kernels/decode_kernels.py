@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.model.kernels.attention import attention_block, rms_norm
-from engine.model.kernels.expert_mlp import expert_mlp
+from engine.model.kernels.expert_mlp import add_shared_expert, expert_mlp
 from engine.model.kernels.matvec import matvec
 from engine.model.kernels.routing import add_experts, route
 
@@ -17,6 +17,7 @@ class DecodeKernels:
 
     attention_block: Callable = attention_block
     route: Callable = route
+    add_shared_expert: Callable = add_shared_expert
     expert_mlp: Callable = expert_mlp
     add_experts: Callable = add_experts
     rms_norm: Callable = rms_norm

@@ -1,12 +1,14 @@
-"""Gated experts for a few rows: gate and up, activation, down, straight from the slots' stored bytes."""
+"""Gated experts for a few rows: gate and up, activation, down, straight from the stored bytes."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
+import numpy as np
 from numba import carray
 
 from engine.model.kernels.activation import activate
 from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels.exponential import exp
 from engine.model.kernels.storage import dot, pointer_at
 
 
@@ -34,3 +36,17 @@ def expert_mlp(addresses, gate_up_offset, down_offset, stored, activation, x, to
         row = i - pair * width
         down = carray(pointer_at(addresses[pair] + down_offset), (width, intermediate), stored.dtype)
         out[rows[pair], row] = dot(down[row], hidden[pair])
+
+
+@parallel_kernel
+def add_shared_expert(gate, up, down, activation, scale_weight, x, hidden, residual):
+    """residual += sigmoid(scale_weight . x) * down(act(gate(x)) * up(x)), for one token.
+
+    gate and up [intermediate, width] and down [width, intermediate] stored; scale_weight, x and residual float32
+    [width]; hidden float32 [intermediate] is scratch.
+    """
+    for row in prange(hidden.shape[0]):
+        hidden[row] = activate(activation, dot(gate[row], x)) * dot(up[row], x)
+    scale = np.float32(1) / (np.float32(1) + exp(-dot(scale_weight, x)))
+    for row in prange(residual.shape[0]):
+        residual[row] += scale * dot(down[row], hidden)

@@ -73,6 +73,7 @@ def _fast_path_steps(kernels: DecodeKernels, dense: np.ndarray) -> list[Step]:
     return [
         lambda: kernels.attention_block(*attention),
         lambda: kernels.route(one, one, 1e-6, matrix, True, one.copy(), one.copy(), np.zeros(1, np.int64), one.copy()),
+        lambda: kernels.add_shared_expert(dense, dense, dense, SILU, one, one, one.copy(), one.copy()),
         lambda: kernels.add_experts(one.copy(), matrix, one),
         lambda: kernels.rms_norm(one, one, 1e-6, one.copy()),
     ]

@@ -1,0 +1,107 @@
+"""Training of the built-in model's parts, on the first layers of the real dense model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.checkpoint.builtin import builder
+from engine.checkpoint.builtin.dense import DenseWeights
+from engine.checkpoint.builtin.recipe import load_recipe, save_recipe
+from scripts.builtin import distill
+from scripts.builtin.export_assets import trained_parts
+from scripts.builtin.fit_layers import Examples, Fitting, fit_layer
+from scripts.builtin.student import DenseLayers, Student, Trained
+
+LAYERS, RANK = 2, 3
+
+
+@pytest.fixture(scope="module")
+def dense() -> DenseLayers:
+    """The dense model's embedding and first two layers."""
+    dense = DenseLayers(context=64)
+    dense.layers = dense.layers[:LAYERS]
+    return dense
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """The shipped routers, masks and gains of those layers, as `calibrate` writes them."""
+    recipe = load_recipe()
+    cut = {name: getattr(recipe, name)[:LAYERS] for name in ("shared", "routers", "masks", "gains")}
+    path = tmp_path / "parts.npz"
+    np.savez(path, tokens=1000, **cut)
+    return path
+
+
+def token_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 49152, (rows, tokens)))
+
+
+def test_what_is_exported_and_built_says_what_the_student_says(tmp_path: Path, dense, parts) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trained = Trained.load(parts, RANK)
+    torch.manual_seed(0)
+    for layer in trained.layers:
+        for outward in layer.outward.values():
+            nn.init.normal_(outward, std=0.01)
+    shipped, corrections = trained_parts(trained)
+    names = ("shared", "routers", "masks", "gains")
+    save_recipe(tmp_path / "assets", 9, 2, *(shipped[name] for name in names), corrections, provenance={})
+    recipe = load_recipe(tmp_path / "assets")
+    builder.build(tmp_path / "model", recipe, DenseWeights(), lambda *progress: None)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    ids = token_ids(1, 40)
+    with torch.no_grad():
+        student = dense.logits(list(Student(dense, trained.layers).streams(ids))[-1][0])
+        plain = dense.logits(list(dense.streams(ids))[-1])
+        built = model(ids).logits
+    assert (built - student).norm() < 0.1 * (plain - student).norm()
+
+
+def test_fitting_a_layer_brings_it_closer_to_the_dense_one(dense, parts) -> None:
+    torch.manual_seed(0)
+    layer, weights = Trained.load(parts, RANK).layers[1], dense.layers[1]
+    with torch.no_grad():
+        streams = list(dense.streams(token_ids(20, 60)))
+        _, x = dense.attend(1, streams[0])
+        x = x.flatten(0, 1)
+        gate, up = F.linear(x, weights["gate"]), F.linear(x, weights["up"])
+    examples = Examples(x, gate, up, 1 / streams[1].flatten(0, 1).norm(dim=-1, keepdim=True))
+    fitting = Fitting(RANK, 6, 200, 2e-3, 3e-4, 0.02, 0)
+    first, final = fit_layer(layer, examples, weights["down"], fitting)
+    assert final < 0.9 * first
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_distillation_learns_and_goes_on_where_it_stopped(tmp_path: Path, dense, parts) -> None:
+    tokens = [token_ids(2, 30).numpy()]  # the same batch again and again
+    training = distill.Training(10, 2, 5e-3, 3e-4, 0.2, 0.02, seed=0)
+
+    def run(out: Path, steps: int | None = None) -> tuple[Trained, list[float]]:
+        torch.manual_seed(training.seed)
+        trained, losses = Trained.load(parts, RANK), []
+        keep = lambda step, parts_of_loss: losses.append(parts_of_loss["kl"])  # noqa: E731
+        distill.train(dense, trained, tokens, training, out, keep, lambda: len(losses) == steps)
+        return trained, losses
+
+    whole, losses = run(tmp_path / "whole.pt")
+    assert len(losses) == 10
+    assert losses[-1] < 0.9 * losses[0]
+    with pytest.raises(SystemExit):
+        run(tmp_path / "again.pt", steps=3)
+    again, rest = run(tmp_path / "again.pt")
+    assert rest == pytest.approx(losses[3:], rel=1e-3)
+    for name, value in whole.layers.state_dict().items():
+        torch.testing.assert_close(again.layers.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    assert Trained.load(tmp_path / "again.pt").history["distillation"]["tokens"] == 10 * 2 * 30
+    with pytest.raises(SystemExit, match="other settings"):
+        other = dataclasses.replace(training, steps=7)
+        distill.train(dense, again, tokens, other, tmp_path / "again.pt", lambda *_: None)
