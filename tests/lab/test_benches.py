@@ -67,14 +67,15 @@ def test_decode_reports_every_case_with_every_field(decode_report):
 
 
 def test_decode_rates_bytes_and_bounds_agree(decode_report):
+    smaller = {run["link"]: run for run in decode_report["runs"] if run["budget"] != "100%"}
     for run in decode_report["runs"]:
         assert run["hit_rate"] + run["late_rate"] + run["miss_rate"] == pytest.approx(1.0)
         assert run["belady_bytes"] <= run["bytes_total"]
         assert run["bound_seconds"] >= run["belady_bytes"] / run["link_bytes_per_second"]
         assert run["bound_seconds"] >= run["compute_seconds"]
-        if run["budget"] == "100%":
-            assert run["bytes_total"] == run["belady_bytes"] == 0
-            assert run["hit_rate"] == 1.0
+        if run["budget"] == "100%":  # what the chats before did not use is still fetched once
+            assert run["belady_bytes"] == 0
+            assert run["bytes_total"] < smaller[run["link"]]["bytes_total"]
         else:
             assert run["miss_rate"] > 0
         if run["link"].startswith("emulated"):
