@@ -75,6 +75,8 @@ def program_environment(root: Path) -> dict[str, str]:
     """The surroundings of the program: importable from anywhere, and reporting to nobody."""
     surroundings = dict(os.environ)
     surroundings.pop("PYTHONHOME", None)
+    # Packages are installed uncompiled: without this, every start would compile all that it imports.
+    surroundings.pop("PYTHONDONTWRITEBYTECODE", None)
     surroundings.update(
         PYTHONPATH=str(root),
         GRADIO_ANALYTICS_ENABLED="False",

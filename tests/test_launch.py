@@ -517,6 +517,11 @@ def test_the_program_is_found_from_any_folder_and_reports_to_nobody(tmp_path):
     assert (tmp_path / "said").read_text() == "False\n"
 
 
+def test_the_program_keeps_the_bytecode_of_its_uncompiled_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in program_environment(tmp_path)
+
+
 def test_the_variable_decides_which_chromium():
     on_path = {"chromium": "/usr/bin/chromium", "/opt/chrome": "/opt/chrome"}.get
     assert find_chromium({}, on_path) == "/usr/bin/chromium"
