@@ -1,6 +1,6 @@
-"""Routers and neuron masks of the built-in model from calibration tokens, layer by layer, without training.
+"""Routers, neuron masks and gains of the built-in model from calibration tokens, layer by layer, without training.
 
-python -m scripts.builtin.calibrate --tokens chats.npz documentation.npz --out assets/builtin
+python -m scripts.builtin.calibrate --tokens chats.npz documentation.npz --out parts.npz
 """
 
 from __future__ import annotations

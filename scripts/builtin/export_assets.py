@@ -56,7 +56,7 @@ def main() -> None:
     parts, corrections = trained_parts(trained)
     provenance = {
         "carved_from": f"{GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",
-        "calibrated_and_trained_on": "chats sampled from that model; documentation packages of Debian 12",
+        "texts": "chats sampled from that model; documentation packages of Debian 12",
         "made_by": "scripts/builtin, as its README describes",
         **trained.history,
     }
