@@ -10,7 +10,6 @@ command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.builtin.dense_forward import load_tokens
+from scripts.builtin.optimiser import make_optimiser, set_rates
 from scripts.builtin.student import DenseLayers, Student, Trained
 
 LOGIT_ROWS = 512  # rows of logits at a time: 100 MB each of the dense model's and the student's
@@ -40,11 +40,6 @@ class Training:
     stream_weight: float
     balance_weight: float
     seed: int
-
-    def rate_at(self, step: int) -> float:
-        """Share of the full learning rate: a short rise, then half a cosine."""
-        rise = min(1.0, (step + 1) / WARM_UP_STEPS)
-        return rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def batches(tokens: list[np.ndarray], training: Training) -> Iterator[torch.Tensor]:
@@ -87,16 +82,6 @@ def train_step(dense: DenseLayers, student: Student, ids: torch.Tensor, training
     return {"kl": kl, "streams": streams.item() / layers, "balance": balances.item() / layers}
 
 
-def optimiser(student: Student, training: Training) -> torch.optim.Optimizer:
-    routers = [layer.router for layer in student.layers]
-    others = [p for p in student.parameters() if not any(p is router for router in routers)]
-    groups = [
-        {"params": others, "lr": training.learning_rate, "full_rate": training.learning_rate},
-        {"params": routers, "lr": training.router_rate, "full_rate": training.router_rate},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-
-
 def resume(path: Path, trained: Trained, training: Training, optimiser: torch.optim.Optimizer) -> int:
     """Restores the state of an earlier run that ended at `path`. Returns the step to go on with."""
     if not path.exists():
@@ -120,7 +105,7 @@ def train(
 ) -> None:
     """Goes on from `out` if that is there; saved there now and then, at the end, and before SystemExit when told to."""
     student = Student(dense, trained.layers)
-    adam = optimiser(student, training)
+    adam = make_optimiser(trained.layers, training.learning_rate, training.router_rate)
     first = resume(out, trained, training, adam)
     source, saved_at, seen = batches(tokens, training), time.monotonic(), 0
     for step in range(training.steps):
@@ -129,8 +114,7 @@ def train(
         if step < first:
             continue
         began = time.perf_counter()
-        for group in adam.param_groups:
-            group["lr"] = group["full_rate"] * training.rate_at(step)
+        set_rates(adam, step, training.steps, WARM_UP_STEPS)
         losses = train_step(dense, student, ids, training)
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         adam.step()

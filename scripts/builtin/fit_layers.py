@@ -9,7 +9,6 @@ from here. The error of a token counts in proportion to its residual stream, as 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.builtin.dense_forward import DenseForward, load_tokens, rms_norm
+from scripts.builtin.optimiser import make_optimiser, set_rates
 from scripts.builtin.student import ExpertLayer, Trained
 
 WARM_UP_STEPS = 10
@@ -52,21 +52,12 @@ class Examples:
 
 def fit_layer(layer: ExpertLayer, examples: Examples, down: torch.Tensor, fitting: Fitting) -> tuple[float, float]:
     """Mean squared error of the first and of the last tenth of the steps, relative to the residual stream."""
-    factors = [*layer.inward.parameters(), *layer.outward.parameters(), layer.gain]
-    groups = [
-        {"params": factors, "lr": fitting.learning_rate, "full_rate": fitting.learning_rate},
-        {"params": [layer.router], "lr": fitting.router_rate, "full_rate": fitting.router_rate},
-    ]
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+    adam = make_optimiser([layer], fitting.learning_rate, fitting.router_rate)
     tokens, errors = len(examples.x), []
     batches = tokens // fitting.batch_tokens
-    for epoch in range(fitting.epochs):
-        order = torch.randperm(tokens).split(fitting.batch_tokens)
-        for number, batch in enumerate(order[:batches]):
-            share = (epoch * batches + number) / (fitting.epochs * batches)
-            rise = min(1.0, (len(errors) + 1) / WARM_UP_STEPS)
-            for group in adam.param_groups:
-                group["lr"] = group["full_rate"] * rise * 0.5 * (1 + math.cos(math.pi * share))
+    for _ in range(fitting.epochs):
+        for batch in torch.randperm(tokens).split(fitting.batch_tokens)[:batches]:
+            set_rates(adam, len(errors), fitting.epochs * batches, WARM_UP_STEPS)
             gate, up = examples.gate[batch], examples.up[batch]
             neurons, added, balance = layer.mix(examples.x[batch], gate, up)
             error = F.linear(neurons - F.silu(gate) * up, down) + added
