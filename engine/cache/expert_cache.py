@@ -6,7 +6,6 @@ Acquire -> wait for what is not there -> compute -> release; everything else (po
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -18,12 +17,14 @@ from engine.cache.link import ExpertWeights, Link, Priority, Transfer
 from engine.cache.policies import EvictionPolicy
 from engine.cache.prefill_stream import PrefillStream
 from engine.cache.residency import Residency
+from engine.cache.transfer_queue import OnMoved, OnTransfer, TransferQueue
 from engine.cache.transfers import Transfers
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
 
 RoutingListener = Callable[[int, Sequence[int]], None]
+MakeTransfers = Callable[[Link, threading.Lock, OnMoved, OnTransfer, OnTransfer], TransferQueue]
 
 
 class Phase(IntEnum):
@@ -44,15 +45,15 @@ class ExpertCache:
         slots: int,
         on_routing: RoutingListener | None = None,
         last_row_only: bool = False,
+        make_transfers: MakeTransfers = Transfers,
     ) -> None:
         self._link = link
         self._experts_per_layer = tuple(experts_per_layer)
         self._residency = Residency(policy)
         self._stream = PrefillStream(self._residency, len(experts_per_layer), max(experts_per_layer))
         self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
         self._counters = CacheCounters.zero()
-        self._transfers = Transfers(link, self._lock, self._on_moved, self._on_arrival, self._on_failure)
+        self._transfers = make_transfers(link, self._lock, self._on_moved, self._on_arrival, self._on_failure)
         self._on_routing = on_routing
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
         self._failed: dict[ExpertKey, Exception] = {}
@@ -171,7 +172,6 @@ class ExpertCache:
             if self._closed:
                 return
             self._closed = True
-            self._arrived.notify_all()
         self._transfers.close()
         self._link.close()
 
@@ -235,9 +235,9 @@ class ExpertCache:
             ready = [key for key in lease.waiting_for if self._residency.is_resident(key)]
             if ready:
                 return self._hand_out(lease, ready)
-            started = time.perf_counter()
-            self._arrived.wait()
-            self._counters.stall_seconds[self._phase] += time.perf_counter() - started
+            started = self._transfers.now()
+            self._transfers.wait()
+            self._counters.stall_seconds[self._phase] += self._transfers.now() - started
         return []
 
     def _hand_out(self, lease: Lease, ready: list[ExpertKey]) -> list[tuple[int, ExpertWeights]]:
@@ -299,7 +299,6 @@ class ExpertCache:
         self._residency.publish(transfer.key)
         if transfer.origin is Priority.PREFETCH:
             self._unread.add(transfer.key)
-        self._arrived.notify_all()
 
     def _on_failure(self, transfer: Transfer) -> None:
         if transfer.origin is Priority.PREFETCH:
@@ -309,7 +308,6 @@ class ExpertCache:
         if self._residency.is_pinned(transfer.key):  # somebody waits for it: a failed guess concerns nobody
             assert transfer.error is not None
             self._failed[transfer.key] = transfer.error
-        self._arrived.notify_all()
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
@@ -336,7 +334,7 @@ class ExpertCache:
             self._residency.abort(transfer.key)
         while self._transfers.in_flight:
             self._raise_if_closed()
-            self._arrived.wait()
+            self._transfers.wait()
 
     def _raise_if_closed(self) -> None:
         if self._closed:
