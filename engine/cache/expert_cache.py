@@ -17,11 +17,13 @@ from engine.cache.link import ExpertWeights, Link, Priority, Transfer
 from engine.cache.policies import EvictionPolicy
 from engine.cache.prefill_stream import PrefillStream
 from engine.cache.residency import Residency
+from engine.cache.speculation import Speculation
 from engine.cache.transfer_queue import OnMoved, OnTransfer, TransferQueue
 from engine.cache.transfers import Transfers
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
+from engine.routing.prefetcher import Prefetcher
 
 RoutingListener = Callable[[int, Sequence[int]], None]
 MakeTransfers = Callable[[Link, threading.Lock, OnMoved, OnTransfer, OnTransfer], TransferQueue]
@@ -46,6 +48,7 @@ class ExpertCache:
         on_routing: RoutingListener | None = None,
         last_row_only: bool = False,
         make_transfers: MakeTransfers = Transfers,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self._link = link
         self._experts_per_layer = tuple(experts_per_layer)
@@ -55,6 +58,11 @@ class ExpertCache:
         self._counters = CacheCounters.zero()
         self._transfers = make_transfers(link, self._lock, self._on_moved, self._on_arrival, self._on_failure)
         self._on_routing = on_routing
+        self._speculation = (
+            None
+            if prefetcher is None
+            else Speculation(self._residency, self._transfers, prefetcher, self._book_evictions)
+        )
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
         self._failed: dict[ExpertKey, Exception] = {}
         self._ahead: deque[ExpertKey] = deque()
@@ -71,11 +79,22 @@ class ExpertCache:
 
     # -- what the computation calls -------------------------------------------------------------------------------
 
-    def observe(self, layer: int, top_k_index: object, top_k_weights: object = None) -> None:
+    def begin_step(self, token_id: int) -> None:
+        """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
+        if self._speculation is not None:
+            with self._lock:
+                self._speculation.prefetcher.begin_step(token_id)
+                self._speculation.pump()
+
+    def observe(self, layer: int, top_k_index: Any, top_k_weights: Any = None, hidden: Any = None) -> None:
         """The real routing of `layer` for all rows of this step, told before `acquire`; ids [rows, k], ints."""
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids, minlength=self._experts_per_layer[layer])
+        elif self._speculation is not None:
+            experts, weights = np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
+            with self._lock:
+                self._speculation.prefetcher.observed(layer, hidden, experts, weights)
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Starts loading what is missing of these distinct experts. Returns a lease that hands them out as they
@@ -95,6 +114,9 @@ class ExpertCache:
                 self._stream.skipped(layer, set(keys))
                 self._plan_read_ahead(layer)
             self._schedule(lease)
+            if self._phase is Phase.DECODE and self._speculation is not None:
+                self._speculation.cancel_wrong()
+                self._speculation.pump()
         return lease
 
     def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -105,6 +127,7 @@ class ExpertCache:
         with self._lock:
             self._cancelled = cancelled
             self._phase = Phase.PREFILL
+            self._pause_speculation()
             self._read_ahead = tokens * top_k >= 2 * max(self._experts_per_layer)
             self._stream.begin()
 
@@ -117,6 +140,8 @@ class ExpertCache:
         """One token is done: policies that know time take note."""
         with self._lock:
             self._residency.policy.step_ended()
+            if self._speculation is not None:
+                self._speculation.prefetcher.end_step()
 
     # -- what the owner calls -------------------------------------------------------------------------------------
 
@@ -299,15 +324,25 @@ class ExpertCache:
         self._residency.publish(transfer.key)
         if transfer.origin is Priority.PREFETCH:
             self._unread.add(transfer.key)
+        if self._speculation is not None:
+            self._speculation.ended(transfer)
+            if self._phase is Phase.DECODE and not self._closed:
+                self._speculation.pump()
 
     def _on_failure(self, transfer: Transfer) -> None:
-        if transfer.origin is Priority.PREFETCH:
+        key, was_guess = transfer.key, transfer.origin is not Priority.DEMAND
+        if was_guess:
             self._counters.bytes_prefetch_wasted += transfer.moved_bytes
-        self._stream.evicted(transfer.key)
-        self._residency.abort(transfer.key)
-        if self._residency.is_pinned(transfer.key):  # somebody waits for it: a failed guess concerns nobody
+        if self._speculation is not None:
+            self._speculation.ended(transfer)
+        if was_guess and self._residency.is_pinned(key):  # needed after all: a failed guess must not fail the answer
+            self._transfers.start(key, transfer.slot, Priority.DEMAND)
+            return
+        self._stream.evicted(key)
+        self._residency.abort(key)
+        if self._residency.is_pinned(key):
             assert transfer.error is not None
-            self._failed[transfer.key] = transfer.error
+            self._failed[key] = transfer.error
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
@@ -329,12 +364,19 @@ class ExpertCache:
     def _drain(self) -> None:
         """Cancels what is queued and waits for what is moving, so that slots can be given up."""
         self._ahead.clear()
+        self._pause_speculation()
         for transfer in self._transfers.cancel_queued():
+            if self._speculation is not None:
+                self._speculation.ended(transfer)
             self._stream.evicted(transfer.key)
             self._residency.abort(transfer.key)
         while self._transfers.in_flight:
             self._raise_if_closed()
             self._transfers.wait()
+
+    def _pause_speculation(self) -> None:
+        if self._speculation is not None:
+            self._speculation.prefetcher.pause()
 
     def _raise_if_closed(self) -> None:
         if self._closed:

@@ -55,6 +55,10 @@ class Residency:
         self._free.extend(slots)
         self.policy.resized(self.slots)
 
+    def victim_for(self, key: ExpertKey) -> ExpertKey | None:
+        """Who would have to leave for `key`; None where a slot is free or everything is blocked."""
+        return None if self._free else self.policy.victim(self._blocked, key)
+
     def reserve(self, key: ExpertKey, victim: ExpertKey | None = None) -> int | None:
         """A slot for `key`, now filling: `victim`'s, else a free one, else the policy's choice. None: all blocked."""
         assert key not in self._slot_of, f"{key} is already in a slot"

@@ -1,0 +1,40 @@
+"""Eviction by predicted use: out goes the expert of which the forecast expects least."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+
+from engine.cache.policies import EvictionPolicy
+from engine.checkpoint.expert_key import ExpertKey
+
+
+class PredictedNextUse(EvictionPolicy):
+    """`value` float32 [layers, experts] is read anew at each eviction; its owner keeps it up to date."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._value = value.reshape(-1)
+        self._experts = value.shape[1]
+        self._absent = np.full(self._value.shape, np.inf, np.float32)  # infinity keeps absent experts from being chosen
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._absent[self._place(key)] = 0
+
+    def removed(self, key: ExpertKey) -> None:
+        self._absent[self._place(key)] = np.inf
+
+    def used(self, key: ExpertKey) -> None:
+        """The forecast hears of it elsewhere."""
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        values = self._value + self._absent
+        while values[place := int(values.argmin())] != np.inf:
+            key = ExpertKey(*divmod(place, self._experts))
+            if key not in blocked:
+                return key
+            values[place] = np.inf
+        return None
+
+    def _place(self, key: ExpertKey) -> int:
+        return key.layer * self._experts + key.expert

@@ -1,0 +1,65 @@
+"""Loads on a guess: keeps the link busy with what the prefetcher names whenever nothing is demanded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.cache.link import Priority, Transfer
+from engine.cache.residency import Residency
+from engine.cache.transfer_queue import TransferQueue
+from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.prefetcher import Prefetcher
+
+MOST_QUEUED = 2  # one on the wire and one to follow it without a gap: a guess decided later is a better guess
+
+
+class Speculation:
+    """Starts, cancels and counts speculative transfers. Every method is called with the cache's lock held.
+
+    `on_eviction` is called after a slot was taken from somebody.
+    """
+
+    def __init__(
+        self, residency: Residency, transfers: TransferQueue, prefetcher: Prefetcher, on_eviction: Callable[[], None]
+    ) -> None:
+        self.prefetcher = prefetcher
+        self._residency, self._transfers, self._on_eviction = residency, transfers, on_eviction
+        self._guesses: dict[ExpertKey, Transfer] = {}  # not arrived yet
+
+    def pump(self) -> None:
+        """Queues what is worth loading, up to `MOST_QUEUED` transfers."""
+        while len(self._guesses) < MOST_QUEUED:
+            key = self.prefetcher.next(self._is_held)
+            if key is None or not self._load(key):
+                return
+
+    def cancel_wrong(self) -> None:
+        """Takes back guesses that have not begun to move and are not likely any more."""
+        for key, transfer in list(self._guesses.items()):
+            demanded = transfer.priority is Priority.DEMAND
+            if not demanded and self.prefetcher.is_wrong(key) and self._transfers.cancel(transfer):
+                del self._guesses[key]
+                self._residency.abort(key)
+
+    def ended(self, transfer: Transfer) -> None:
+        """A transfer arrived, failed or was cancelled by somebody else."""
+        self._guesses.pop(transfer.key, None)
+        if transfer.error is not None:
+            self.prefetcher.failed(transfer.key)
+
+    def _load(self, key: ExpertKey) -> bool:
+        """False when nothing can be loaded now, because every slot is in use."""
+        victim = self._residency.victim_for(key)
+        if victim is None and not self._residency.free_slots:
+            return False
+        if not self.prefetcher.is_worth(key, victim):
+            self.prefetcher.skip()
+            return True
+        slot = self._residency.reserve(key, victim)
+        assert slot is not None
+        self._on_eviction()
+        self._guesses[key] = self._transfers.start(key, slot, Priority.PREFETCH)
+        return True
+
+    def _is_held(self, key: ExpertKey) -> bool:
+        return self._residency.slot(key) is not None

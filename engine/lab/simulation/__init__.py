@@ -1,0 +1,1 @@
+"""Recorded routing through the engine's own cache on a virtual clock."""

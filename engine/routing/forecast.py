@@ -1,0 +1,112 @@
+"""What is known at this moment about which experts will be needed: by this token's later layers, by the next tokens.
+
+The predictor speaks before the step (stage 1); while the step runs, the routers of the layers ahead, applied to the
+present residual stream, correct it (stage 2); a layer that has been routed is no longer a guess. Eviction and
+prefetching read the result and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
+
+
+class Predictor(Protocol):
+    """Stage 1: see engine.routing.predictors."""
+
+    horizon: int
+
+    def predict(self, token_id: int) -> np.ndarray:
+        """float32 [horizon, layers, experts]: probability of use by this token, by the next, ..."""
+
+    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
+        """What the token really used: [layers, top k] each."""
+
+
+class Correction(Protocol):
+    """Stage 2: the layers ahead, seen from this one."""
+
+    distances: int
+
+    def ahead(self, layer: int, hidden: Any, now: np.ndarray) -> np.ndarray:
+        """float32 [layers ahead, experts]: corrected probabilities for the next layers (fewer at the end), from the
+        router's input in `layer` and what was thought of them before, `now` [layers, experts].
+        """
+
+
+class Forecast:
+    """Probabilities of use, kept up to date through a token's step.
+
+    `now` float32 [layers, experts]: by the present token, in a layer that is still to come; zero for layers routed.
+    `next` float32 [layers, experts]: by the token after it; zero where nothing is predicted.
+    `value` float32 [layers, experts]: `discount` to the power of the tokens until the next use, expected; what is
+    used in a moment has 1, what is never used again 0.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        experts: int,
+        top_k: int,
+        predictor: Predictor,
+        correction: Correction | None = None,
+        discount: float = 0.7,
+    ) -> None:
+        self._predictor, self._correction = predictor, correction
+        self._discount = np.float32(discount)
+        self._frequency = np.full((layers, experts), top_k / experts, np.float32)
+        self._forget = np.float32(1 - 2 ** (-1 / FREQUENCY_TOKENS))
+        self._experts = np.full((layers, top_k), -1, np.int16)
+        self._weights = np.zeros((layers, top_k), np.float32)
+        self._used = np.zeros((layers, experts + 1), np.float32)  # the last column takes ids that mean nobody
+        self._later = np.zeros((layers, experts), np.float32)
+        distance = (np.arange(layers) - np.arange(-1, layers)[:, None] - 1) % layers / layers
+        self._phase = (self._discount**distance).astype(np.float32)[..., None]  # [layer routed + 1, layers, 1]
+        self.now = np.zeros((layers, experts), np.float32)
+        self.next = np.zeros((layers, experts), np.float32)
+        self.value = self._frequency.copy()
+        self.layer = -1  # the last one routed
+
+    def begin_step(self, token_id: int) -> None:
+        """The token is known, nothing is computed."""
+        rows = self._predictor.predict(token_id)
+        self.now[:] = rows[0]
+        self._look_beyond(rows)
+        self.layer = -1
+        self._revalue()
+
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
+        """The real routing of `layer`, [top k] each, and what its router saw."""
+        self._experts[layer] = experts
+        self._weights[layer] = weights
+        if self._correction is not None and hidden is not None:
+            ahead = self._correction.ahead(layer, hidden, self.now)
+            self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
+        self.now[layer] = 0
+        self.layer = layer
+        self._revalue()
+
+    def end_step(self, hidden: np.ndarray | None = None) -> None:
+        """All layers are done; `hidden`: the residual stream after the last one."""
+        self._used[:] = 0
+        np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
+        self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
+        self._predictor.observed(self._experts, self._weights, hidden)
+
+    def _look_beyond(self, rows: np.ndarray) -> None:
+        """What the tokens after this one will use: predicted as far as that goes, then by frequency."""
+        later = self._frequency / (1 - self._discount * (1 - self._frequency))
+        for row in rows[:0:-1]:
+            later = row + (1 - row) * self._discount * later
+        np.multiply(later, self._discount, out=self._later)
+        if len(rows) > 1:
+            self.next[:] = rows[1]
+
+    def _revalue(self) -> None:
+        np.subtract(1, self.now, out=self.value)
+        self.value *= self._later
+        self.value += self.now
+        self.value *= self._phase[self.layer + 1]

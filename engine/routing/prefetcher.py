@@ -1,0 +1,80 @@
+"""What to load on a guess, and whether the guess is worth its bytes. Plain Python on numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.forecast import Forecast
+
+
+class Prefetcher:
+    """Names the experts to load next, the soonest needed first, as long as each is worth more than what it evicts.
+
+    `least` is the probability of use from which a guess is worth its bytes, `margin` by how much its value must
+    exceed the victim's, `reach` how many of the next token's layers are loaded for during this one. Not thread-safe:
+    its owner calls it under a lock.
+    """
+
+    def __init__(self, forecast: Forecast, least: float = 0.3, margin: float = 0.1, reach: int = 30) -> None:
+        self._forecast = forecast
+        self._least, self._margin, self._reach = least, margin, reach
+        self._experts = forecast.now.shape[1]
+        self._plan: list[int] = []  # flat places, the soonest needed last
+        self._unreadable: set[ExpertKey] = set()  # in this step
+
+    def begin_step(self, token_id: int) -> None:
+        """The token is known, nothing is computed."""
+        self._forecast.begin_step(token_id)
+        self._unreadable.clear()
+        self._replan()
+
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
+        """The real routing of `layer`; hidden, experts, weights as Forecast takes them."""
+        self._forecast.observed(layer, hidden, experts, weights)
+        self._replan()
+
+    def end_step(self) -> None:
+        """The token is done; what is planned for the next one stays."""
+        self._forecast.end_step()
+
+    def pause(self) -> None:
+        """Names nothing until the next step."""
+        self._plan.clear()
+
+    def next(self, is_held: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+        """The next expert to load; `is_held` says which are there or on their way. None: nothing is likely enough."""
+        while self._plan:
+            key = ExpertKey(*divmod(self._plan[-1], self._experts))
+            if not is_held(key) and key not in self._unreadable:
+                return key
+            self._plan.pop()
+        return None
+
+    def is_worth(self, key: ExpertKey, victim: ExpertKey | None) -> bool:
+        """True when loading `key` is worth the eviction of `victim` (None: a slot is free)."""
+        value = self._forecast.value
+        return victim is None or bool(value[key] > value[victim] + self._margin)
+
+    def is_wrong(self, key: ExpertKey) -> bool:
+        """True when a queued guess is not likely any more."""
+        forecast = self._forecast
+        return bool(max(forecast.now[key], forecast.next[key]) < self._least / 2)
+
+    def skip(self) -> None:
+        """What `next` named is not worth it: it is not named again until the forecast changes."""
+        self._plan.pop()
+
+    def failed(self, key: ExpertKey) -> None:
+        """`key` could not be read: it is not named again in this step."""
+        self._unreadable.add(key)
+
+    def _replan(self) -> None:
+        """What is likely: first in this token's layers to come, then in the next token's."""
+        forecast = self._forecast
+        soon = np.flatnonzero(forecast.now.reshape(-1) >= self._least)
+        then = np.flatnonzero(forecast.next[: self._reach].reshape(-1) >= self._least)
+        self._plan = then[::-1].tolist() + soon[::-1].tolist()

@@ -1,0 +1,135 @@
+"""Prefetching changes when bytes move, never which bytes are computed with, whatever it guesses and whatever fails."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cache.expert_cache import ExpertCache
+from engine.cache.link import Priority, Transfer
+from engine.cache.predicted_next_use import PredictedNextUse
+from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.forecast import Forecast
+from engine.routing.prefetcher import Prefetcher
+from tests.cache.memory_link import EXPERT_BYTES, MemoryLink, tag
+from tests.routing.guesses import Told
+
+LAYERS, EXPERTS, TOP_K = 4, 8, 2
+chosen = st.lists(
+    st.lists(st.integers(0, EXPERTS - 1), min_size=TOP_K, max_size=TOP_K, unique=True),
+    min_size=LAYERS,
+    max_size=LAYERS,
+)
+
+
+def make_cache(link: MemoryLink, slots: int, guesses: np.ndarray, **arguments) -> ExpertCache:
+    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(guesses))
+    policy = PredictedNextUse(forecast.value)
+    return ExpertCache(link, policy, [EXPERTS] * LAYERS, slots, prefetcher=Prefetcher(forecast, **arguments))
+
+
+def decode(cache: ExpertCache, token: list[list[int]]) -> None:
+    """One token; checks that each expert's bytes are its own."""
+    cache.begin_step(0)
+    decode_layers(cache, token)
+
+
+def decode_layers(cache: ExpertCache, token: list[list[int]]) -> None:
+    for layer, experts in enumerate(token):
+        cache.observe(layer, np.array([experts]), np.full((1, TOP_K), 0.5), np.zeros((1, 1), np.float32))
+        seen = []
+        with cache.acquire(layer, experts) as lease:
+            while batch := lease.next_batch():
+                for expert, weights in batch:
+                    assert (weights.tensors["weight"] == tag(ExpertKey(layer, expert))).all()
+                    seen.append(expert)
+        assert sorted(seen) == sorted(experts)
+    cache.step_ended()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(chosen, st.integers(2, LAYERS * EXPERTS)), min_size=1, max_size=8),
+    st.integers(2, 24),
+    st.integers(0, 1000),
+)
+def test_any_guess_gives_the_right_bytes_within_the_slots(actions, slots, seed):
+    link = MemoryLink(delay_seconds=0.0002)
+    cache = make_cache(link, slots, np.random.default_rng(seed).random((2, LAYERS, EXPERTS)))
+    try:
+        for action in actions:
+            if isinstance(action, int):
+                cache.resize(action)
+                slots = action
+            else:
+                decode(cache, action)
+            cache.check()
+            assert len(link.slots) == slots
+        moved = cache.counters()
+        assert moved["bytes_prefetch_pending"] >= 0
+    finally:
+        cache.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("expertflow-reader")]
+
+
+def test_guesses_that_come_true_are_hits_and_counted_as_used():
+    link = MemoryLink(readers=1)
+    guesses = np.zeros((1, LAYERS, EXPERTS))
+    guesses[0, :, :TOP_K] = 0.9
+    cache = make_cache(link, LAYERS * EXPERTS, guesses)
+    try:
+        cache.begin_step(0)
+        wait_until(lambda: (cache.residency_map() == 2).sum() == LAYERS * TOP_K)
+        decode_layers(cache, [[0, 1]] * LAYERS)
+        counted = cache.counters()
+        assert (counted["hits"], counted["late"], counted["misses"]) == (LAYERS * TOP_K, 0, 0)
+        assert counted["bytes_prefetch_used"] == LAYERS * TOP_K * EXPERT_BYTES
+        assert counted["bytes_demand"] == 0
+    finally:
+        cache.close()
+
+
+class GuessesFail(MemoryLink):
+    """A link on which nothing arrives that was asked for on a guess."""
+
+    def copy(self, transfer: Transfer, start: int, stop: int) -> None:
+        super().copy(transfer, start, stop)
+        if transfer.origin is not Priority.DEMAND:
+            raise OSError("read error")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(chosen, min_size=2, max_size=4), st.integers(3, 12))
+def test_guesses_that_fail_cost_nothing_but_time(tokens, slots):
+    cache = make_cache(GuessesFail(delay_seconds=0.001), slots, np.full((2, LAYERS, EXPERTS), 0.9))
+    try:
+        for token in tokens:
+            decode(cache, token)
+            cache.check()
+        counted = cache.counters()
+        assert counted["bytes_prefetch_used"] == counted["bytes_prefetch_pending"] == 0
+    finally:
+        cache.close()
+
+
+def test_what_the_step_needs_is_never_evicted_for_a_guess():
+    """Two slots: while a layer's experts are in use, no guess may take their place."""
+    link = MemoryLink(delay_seconds=0.001)
+    cache = make_cache(link, 2, np.full((2, LAYERS, EXPERTS), 0.99), margin=-1.0)
+    try:
+        for token in ([[0, 1]] * LAYERS, [[6, 7]] * LAYERS):
+            decode(cache, token)
+    finally:
+        cache.close()
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    waiting = threading.Event()
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            return
+        waiting.wait(0.005)
+    raise AssertionError("it did not happen")

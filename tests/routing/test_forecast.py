@@ -1,0 +1,98 @@
+"""The forecast: what is routed is no guess any more, and value orders experts by their next use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.routing.forecast import Forecast
+from tests.routing.guesses import Told
+
+LAYERS, EXPERTS = 3, 4
+NOTHING = np.zeros((LAYERS, EXPERTS))
+WEIGHTS = np.array([0.6, 0.4])
+
+
+def only(*places: tuple[int, int], probability: float = 1.0) -> np.ndarray:
+    row = NOTHING.copy()
+    for place in places:
+        row[place] = probability
+    return row
+
+
+def forecast(*rows: np.ndarray, **arguments) -> Forecast:
+    made = Forecast(LAYERS, EXPERTS, 2, Told(np.stack(rows)), **arguments)
+    made.begin_step(7)
+    return made
+
+
+def test_a_routed_layer_is_no_guess_any_more():
+    made = forecast(only((0, 1), (1, 2)))
+    made.observed(0, None, np.array([1, 3]), WEIGHTS)
+    assert made.now[0].tolist() == [0, 0, 0, 0]
+    assert made.now[1].tolist() == [0, 0, 1, 0]
+
+
+def test_what_is_used_sooner_is_worth_more():
+    made = forecast(only((1, 0)), only((1, 1)), only((1, 2)))
+    value = made.value[1]
+    assert value[0] > value[1] > value[2] > value[3] > 0
+
+
+def test_between_two_layers_of_this_token_the_nearer_is_worth_more():
+    made = forecast(only((0, 0), (2, 0)))
+    assert made.value[0, 0] == 1
+    assert 0.7 < made.value[2, 0] < 1
+
+
+def test_the_next_tokens_first_layer_is_nearer_than_its_last_once_this_token_is_halfway():
+    made = forecast(NOTHING, only((0, 0), (2, 0)))
+    made.observed(0, None, np.array([1, 3]), WEIGHTS)
+    made.observed(1, None, np.array([1, 3]), WEIGHTS)
+    made.observed(2, None, np.array([1, 3]), WEIGHTS)
+    assert made.value[0, 0] > made.value[2, 0] > made.value[1, 0]
+
+
+def test_where_nothing_is_predicted_the_frequent_are_worth_more():
+    made = forecast(NOTHING)
+    for _ in range(30):
+        made.begin_step(7)
+        for layer in range(LAYERS):
+            made.observed(layer, None, np.array([2, 3]), WEIGHTS)
+        made.end_step()
+    made.begin_step(7)
+    assert made.value[:, 2:].min() > made.value[:, :2].max()
+
+
+def test_the_predictor_is_shown_what_was_used_and_nobody_is_not_an_expert():
+    told = Told(np.stack([NOTHING]))
+    made = Forecast(LAYERS, EXPERTS, 2, told)
+    made.begin_step(7)
+    for layer in range(LAYERS):
+        made.observed(layer, None, np.array([layer, -1]), WEIGHTS)
+    made.end_step()
+    assert told.shown[0].tolist() == [[0, -1], [1, -1], [2, -1]]
+
+
+class LastColumn:
+    """Stage 2 that is sure of the last expert of the next layer."""
+
+    distances = 1
+
+    def ahead(self, layer, hidden, now):
+        return only((0, 3))[:1] if layer + 1 < LAYERS else np.zeros((0, EXPERTS))
+
+
+def test_the_correction_replaces_what_was_thought_of_the_next_layer_alone():
+    made = forecast(only((1, 0), (2, 0)), correction=LastColumn())
+    made.observed(0, np.zeros(1), np.array([1, 3]), WEIGHTS)
+    assert made.now[1].tolist() == [0, 0, 0, 1]
+    assert made.now[2].tolist() == [1, 0, 0, 0]
+    made.observed(2, np.zeros(1), np.array([1, 3]), WEIGHTS)  # the last layer has none ahead
+
+
+@pytest.mark.parametrize("discount", [0.3, 0.7, 0.95])
+def test_value_is_a_share(discount):
+    random = np.random.default_rng(0)
+    made = forecast(*random.random((3, LAYERS, EXPERTS)), discount=discount)
+    assert made.value.min() > 0 and made.value.max() <= 1

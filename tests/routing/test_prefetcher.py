@@ -1,0 +1,74 @@
+"""The prefetcher: the soonest needed first, nothing twice, nothing that is not worth its victim."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.forecast import Forecast
+from engine.routing.prefetcher import Prefetcher
+from tests.routing.guesses import Told
+
+LAYERS, EXPERTS = 3, 4
+WEIGHTS = np.array([0.6, 0.4])
+
+
+def prefetcher(now: dict[tuple[int, int], float], then: dict[tuple[int, int], float] | None = None, **arguments):
+    rows = np.zeros((2, LAYERS, EXPERTS))
+    for row, places in zip(rows, (now, then or {}), strict=True):
+        for place, probability in places.items():
+            row[place] = probability
+    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), **arguments)
+    made.begin_step(7)
+    return made
+
+
+def named(made: Prefetcher, held: set[ExpertKey] | None = None) -> list[tuple[int, int]]:
+    """Everything it names, one after the other."""
+    held = set(held or ())
+    order = []
+    while (key := made.next(held.__contains__)) is not None:
+        order.append(tuple(key))
+        held.add(key)
+    return order
+
+
+def test_names_the_soonest_first_and_then_the_next_token():
+    made = prefetcher({(2, 1): 0.9, (0, 3): 0.5, (1, 0): 0.4, (1, 1): 0.2}, {(0, 0): 0.8})
+    assert named(made) == [(0, 3), (1, 0), (2, 1), (0, 0)]
+
+
+def test_names_nothing_that_is_there():
+    made = prefetcher({(0, 3): 0.9, (1, 0): 0.9})
+    assert named(made, {ExpertKey(0, 3)}) == [(1, 0)]
+
+
+def test_a_routed_layer_is_not_named_any_more():
+    made = prefetcher({(0, 3): 0.9, (1, 0): 0.9})
+    made.observed(0, None, np.array([1, 2]), WEIGHTS)
+    assert named(made) == [(1, 0)]
+    assert made.is_wrong(ExpertKey(0, 3))
+    assert not made.is_wrong(ExpertKey(1, 0))
+
+
+def test_a_less_likely_expert_does_not_drive_out_a_more_likely_one():
+    made = prefetcher({(1, 0): 0.5, (1, 1): 0.9})
+    assert made.is_worth(ExpertKey(1, 0), None)
+    assert made.is_worth(ExpertKey(1, 1), ExpertKey(1, 0))
+    assert not made.is_worth(ExpertKey(1, 0), ExpertKey(1, 1))
+
+
+def test_what_cannot_be_read_is_named_again_in_the_next_step_only():
+    made = prefetcher({(1, 0): 0.9})
+    made.failed(ExpertKey(1, 0))
+    made.observed(0, None, np.array([1, 2]), WEIGHTS)
+    assert named(made) == []
+    made.begin_step(7)
+    assert named(made) == [(1, 0)]
+
+
+def test_reach_bounds_how_far_into_the_next_token_it_loads():
+    made = prefetcher({}, {(0, 0): 0.9, (2, 0): 0.9}, reach=2)
+    assert named(made) == [(0, 0)]
+    made.pause()
+    assert named(made) == []
