@@ -28,6 +28,8 @@ from engine.errors import BuildFailed, DiskFull
 from tests.checkpoint.small_recipe import LAYERS, make_small_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+SHARED_NEURONS, KEPT_NEURONS = 128, 1184
+MATRIX_BYTES = KEPT_NEURONS * 576 * 2
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -81,7 +83,7 @@ class TestAssets:
         shipped = recipe.load_recipe()
         assert (shipped.layers, shipped.experts, shipped.hidden_size) == (30, 16, 576)
         assert shipped.masks.shape == (30, 16, 1536)
-        assert (shipped.shared_neurons, shipped.kept_neurons) == (512, 768)
+        assert (shipped.shared_neurons, shipped.kept_neurons) == (SHARED_NEURONS, KEPT_NEURONS)
         assert not (shipped.masks & shipped.shared[:, None]).any()
         assert shipped.experts_per_token * 8 <= shipped.experts
         assert sum(path.stat().st_size for path in recipe.ASSETS_DIR.iterdir()) <= 30e6
@@ -197,8 +199,8 @@ class TestLayout:
         for pieces in by_expert.values():
             assert [matrix for matrix, _, _ in pieces] == ["gate_proj", "up_proj", "down_proj"]
             assert pieces[0][1] % ALIGNMENT_BYTES == 0
-            assert [size for _, _, size in pieces] == [884_736] * 3
-            assert [offset - pieces[0][1] for _, offset, _ in pieces] == [0, 884_736, 1_769_472]
+            assert [size for _, _, size in pieces] == [MATRIX_BYTES] * 3
+            assert [offset - pieces[0][1] for _, offset, _ in pieces] == [0, MATRIX_BYTES, 2 * MATRIX_BYTES]
 
     def test_safetensors_reads_what_was_cut_out(self, small_build: Path, dense, small_recipe) -> None:
         shard = small_build / plan_shards(dense, small_recipe)[0].name
@@ -397,7 +399,7 @@ class TestDisk:
         with pytest.raises(DiskFull) as refused:
             builtin.ensure_builtin()
         needed_bytes = int(refused.value.cause.split(" needs ")[1].split()[0].replace(",", ""))
-        assert needed_bytes > LAYERS * 16 * 3 * 884_736
+        assert needed_bytes > LAYERS * 16 * 3 * MATRIX_BYTES
         assert [path for path in builtin.builtin_path().parent.iterdir() if path.is_dir()] == []
         monkeypatch.setattr(ShardWriter, "write", write)
         assert builtin.is_complete(builtin.ensure_builtin())

@@ -1,0 +1,126 @@
+"""Simulated decoding: the engine's cache on a virtual clock obeys the arithmetic of one wire."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cache.links.emulated import EmulatedSpeed
+from engine.cache.policies import LRU, Belady, EvictionPolicy, LayerLRU, make_policy
+from engine.cache.predicted_next_use import PredictedNextUse
+from engine.checkpoint.expert_key import ExpertKey
+from engine.lab.belady import replay
+from engine.lab.simulation.compute_times import ComputeTimes
+from engine.lab.simulation.lru_curve import lru_curve, steps_of
+from engine.lab.simulation.simulate import SimulatedMachine, Simulator
+from engine.routing.forecast import Forecast
+from engine.routing.prefetcher import Prefetcher
+from engine.routing.trace import RoutingTrace
+from tests.routing.guesses import Clairvoyant
+
+LAYERS, EXPERTS, TOP_K = 4, 6, 2
+EXPERT_BYTES = 1 << 20
+COMPUTE = ComputeTimes(before_routing=1.0, beside_experts=0.0, expert=0.5, after_layers=2.0)
+
+
+def make_trace(tokens: int, seed: int = 0, prompt: int = 0) -> RoutingTrace:
+    random = np.random.default_rng(seed)
+    experts = random.random((tokens, LAYERS, EXPERTS)).argsort(-1)[..., :TOP_K].astype(np.int16)
+    return RoutingTrace(
+        str(seed),
+        np.arange(tokens, dtype=np.int32),
+        experts,
+        np.full(experts.shape, 0.5, np.float16),
+        np.arange(tokens) >= prompt,
+    )
+
+
+def machine(transfer_seconds: float) -> SimulatedMachine:
+    return SimulatedMachine(LAYERS, EXPERTS, EXPERT_BYTES, COMPUTE, EmulatedSpeed(EXPERT_BYTES / transfer_seconds))
+
+
+def predictive(traces: list[RoutingTrace], horizon: int = 2) -> tuple[EvictionPolicy, Prefetcher]:
+    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Clairvoyant(traces, EXPERTS, horizon))
+    return PredictedNextUse(forecast.value), Prefetcher(forecast)
+
+
+def test_with_everything_resident_a_token_takes_its_computing_time():
+    trace = make_trace(20)
+    simulator = Simulator(machine(0.7), LAYERS * EXPERTS, LRU())
+    simulator.run([trace])
+    again = simulator.run([trace])
+    assert again.seconds == pytest.approx(20 * COMPUTE.token(LAYERS, TOP_K))
+    assert (again.hit_rate, again.stall_share, again.bytes_moved) == (1.0, 0.0, 0)
+
+
+def test_demand_caching_stalls_for_what_the_wire_cannot_hide():
+    """A slot for each expert a layer needs: all are missed, one after the other; the first is computed with while the
+    second arrives.
+    """
+    run = Simulator(machine(0.7), TOP_K, LRU()).run([make_trace(10)])
+    assert run.bytes_moved == run.counters["misses"] * EXPERT_BYTES
+    if run.counters["misses"] == 10 * LAYERS * TOP_K:
+        stalls = 10 * LAYERS * (0.7 + 0.2)
+        assert run.counters["stall_seconds"] == pytest.approx(stalls)
+        assert run.seconds == pytest.approx(10 * COMPUTE.token(LAYERS, TOP_K) + stalls)
+
+
+@pytest.mark.parametrize("name", ["lru", "lru-per-layer", "lfu"])
+@pytest.mark.parametrize("slots", [4, 9, 16])
+def test_misses_are_those_of_the_replay_without_a_clock(name, slots):
+    trace = make_trace(40)
+    run = Simulator(machine(0.3), slots, make_policy(name, LAYERS)).run([trace])
+    policy = make_policy(name, LAYERS)
+    policy.resized(slots)
+    assert run.counters["misses"] == replay(steps_of(trace), slots, policy).misses
+
+
+def test_the_clairvoyant_waits_less_and_moves_no_more():
+    traces = [make_trace(60, seed) for seed in range(3)]
+    plain = Simulator(machine(0.4), 12, LayerLRU(LAYERS)).run(traces)
+    foreseen = Simulator(machine(0.4), 12, *predictive(traces, horizon=4)).run(traces)
+    assert foreseen.counters["stall_seconds"] < 0.5 * plain.counters["stall_seconds"]
+    assert foreseen.bytes_moved < plain.bytes_moved
+    assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, LAYERS * EXPERTS), st.floats(0.05, 3.0), st.integers(0, 100), st.integers(0, 5))
+def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed, prompt):
+    trace = make_trace(25, seed, prompt)
+    run = Simulator(machine(transfer_seconds), slots, *predictive([trace])).run([trace])
+    assert run.seconds >= run.tokens * COMPUTE.token(LAYERS, TOP_K) - 1e-6
+    counted = run.counters
+    assert (
+        counted["hits"] + counted["late"] + counted["misses"] == counted["activations"] == run.tokens * LAYERS * TOP_K
+    )
+    moved_while_decoding = run.seconds / transfer_seconds * EXPERT_BYTES
+    assert run.bytes_moved - slots * EXPERT_BYTES <= moved_while_decoding + EXPERT_BYTES
+
+
+def test_a_prompt_costs_no_time_and_leaves_something_in_the_cache():
+    run = Simulator(machine(0.5), LAYERS * EXPERTS, LRU()).run([make_trace(40, prompt=30)])
+    assert run.tokens == 10
+    assert run.hit_rate > 0.9
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_the_curve_is_what_replays_of_each_size_give(per_layer):
+    traces = [make_trace(30, seed) for seed in range(2)]
+    curve = lru_curve(traces, LAYERS, EXPERTS, per_layer)
+    for slots in range(LAYERS * TOP_K, LAYERS * EXPERTS + 1, LAYERS if per_layer else 1):
+        policy = LayerLRU(LAYERS) if per_layer else LRU()
+        policy.resized(slots)
+        steps = [step for trace in traces for step in steps_of(trace)]
+        assert curve.hits[slots] == replay(steps, slots, policy).hits
+    assert curve.hit_rate(10**6) == curve.hit_rate(LAYERS * EXPERTS)
+
+
+def test_belady_is_the_least_any_demand_cache_moves():
+    trace = make_trace(50)
+    future = [[ExpertKey(layer, e) for e in experts] for step in steps_of(trace) for layer, experts in step]
+    belady = Simulator(machine(0.3), 10, Belady(future)).run([trace])
+    plain = Simulator(machine(0.3), 10, LRU()).run([trace])
+    assert belady.counters["misses"] <= plain.counters["misses"]
