@@ -23,7 +23,8 @@ from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
 
-RoutingListener = Callable[[int, Sequence[int]], None]
+RoutingListener = Callable[[int, Any, Any, Any], None]
+"""Told what `ExpertCache.observe` is told."""
 
 
 class Phase(IntEnum):
@@ -70,8 +71,13 @@ class ExpertCache:
 
     # -- what the computation calls -------------------------------------------------------------------------------
 
-    def observe(self, layer: int, top_k_index: object, top_k_weights: object = None) -> None:
-        """The real routing of `layer` for all rows of this step, told before `acquire`; ids [rows, k], ints."""
+    def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+        """The real routing of `layer` for all rows of this step, told before `acquire`; ids and weights [rows, k].
+
+        `hidden` [rows, width] fp32: what the router saw. The listener is told the same, in prefill and decoding.
+        """
+        if self._on_routing is not None:
+            self._on_routing(layer, hidden, top_k_index, top_k_weights)
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids, minlength=self._experts_per_layer[layer])
@@ -81,8 +87,6 @@ class ExpertCache:
         become ready. Counts a hit, late or miss for each at this moment (design: "activation"). Raises Cancelled.
         """
         keys = [ExpertKey(layer, expert) for expert in experts]
-        if self._phase is Phase.DECODE and self._on_routing is not None:
-            self._on_routing(layer, experts)
         if self._phase is Phase.PREFILL and self._cancelled():
             raise Cancelled
         with self._lock:
