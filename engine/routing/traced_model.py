@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 SAMPLED = 64  # elements of each weight, evenly spread: enough to tell two trainings apart
 
 
@@ -32,6 +30,6 @@ def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int
     return TracedModel(name, digest.hexdigest(), len(experts_per_layer), max(experts_per_layer), top_k)
 
 
-def _sample(weight: torch.Tensor) -> torch.Tensor:
+def _sample(weight: Any) -> Any:
     flat = weight.reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLED)].float()
