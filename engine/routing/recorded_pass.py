@@ -33,6 +33,7 @@ class RecordedPass:
         self._decoded = np.full(rows, decoded)
         self._experts = np.full((rows, layers, shape.top_k), NOBODY, np.int16)
         self._weights = np.zeros((rows, layers, shape.top_k), np.float32)
+        self._told: list[tuple[int, list[int], list[float]]] = []  # of a single row
         self._ahead: np.ndarray | None = None
         self._hidden: np.ndarray | None = None
         if shape.lookahead is not None and shape.distances:
@@ -43,10 +44,12 @@ class RecordedPass:
 
     def observed(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
         """`layer` is one of the MoE layers; arguments as in `ExpertProvider.observe`."""
-        index = np.asarray(top_k_index)
-        width = index.shape[1]
-        self._experts[:, layer, :width] = index
-        self._weights[:, layer, :width] = np.asarray(top_k_weights)
+        if len(self) == 1:  # lists cost a decoding step a third of what arrays would
+            self._told.append((layer, top_k_index.tolist()[0], top_k_weights.tolist()[0]))
+        else:
+            index = np.asarray(top_k_index)
+            self._experts[:, layer, : index.shape[1]] = index
+            self._weights[:, layer, : index.shape[1]] = np.asarray(top_k_weights)
         if self._ahead is not None:
             assert self._shape.lookahead is not None
             found = self._shape.lookahead.probabilities(layer, np.asarray(hidden), self._shape.distances)
@@ -59,16 +62,21 @@ class RecordedPass:
 
     def rows(self, conversation: str) -> RoutingTrace:
         """The finished rows: the heaviest expert first, ids beyond a layer's experts as NOBODY."""
-        experts = self._experts
+        if self._told:
+            self._fill_single_row()
+        experts, weights = self._experts, self._weights
         nobody = (experts < 0) | (experts >= np.array(self._shape.experts_per_layer, np.int16)[:, None])
-        experts[nobody], self._weights[nobody] = NOBODY, 0.0
-        order = np.argsort(np.where(nobody, np.inf, -self._weights), axis=-1, kind="stable")
+        if nobody.any() or (weights[..., 1:] > weights[..., :-1]).any():
+            experts[nobody], weights[nobody] = NOBODY, 0.0
+            order = np.argsort(np.where(nobody, np.inf, -weights), axis=-1, kind="stable")
+            experts = np.take_along_axis(experts, order, axis=-1)
+            weights = np.take_along_axis(weights, order, axis=-1)
         return RoutingTrace(
-            conversation,
-            self._ids,
-            np.take_along_axis(experts, order, axis=-1),
-            np.take_along_axis(self._weights, order, axis=-1).astype(np.float16),
-            self._decoded,
-            self._ahead,
-            self._hidden,
+            conversation, self._ids, experts, weights.astype(np.float16), self._decoded, self._ahead, self._hidden
         )
+
+    def _fill_single_row(self) -> None:
+        top_k = self._shape.top_k
+        layers, ids, weights = zip(*self._told, strict=True)
+        self._experts[0, layers] = [row + [NOBODY] * (top_k - len(row)) for row in ids]
+        self._weights[0, layers] = [row + [0.0] * (top_k - len(row)) for row in weights]

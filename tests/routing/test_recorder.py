@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -241,7 +243,8 @@ class Pieces:
 
 def read(recorder: RoutingRecorder, position: int, ids: list[int]) -> None:
     recorder.begin_pass(position, ids, decoded=len(ids) == 1)
-    recorder.observed(0, None, [[token % 3, 3] for token in ids], [[0.25, 0.75]] * len(ids))
+    experts = torch.tensor([[token % 3, 3] for token in ids])
+    recorder.observed(0, None, experts, torch.tensor([[0.25, 0.75]] * len(ids)))
     recorder.end_pass()
 
 
@@ -278,16 +281,18 @@ def test_a_cut_before_and_after_what_was_handed_over(to_pieces):
     assert sink.ids() == [[*range(9), 80], [0, 1, 2, 3, 70]]
 
 
-def test_the_heaviest_expert_comes_first_and_nobody_last():
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_heaviest_expert_comes_first_and_nobody_last(rows):
     recorder = RoutingRecorder([4, 2], 3)
     recorder.start()
-    recorder.begin_pass(0, [5], decoded=True)
-    recorder.observed(0, None, [[1, 4, 2]], [[0.1, 0.6, 0.3]])  # expert 4 of 4 is nobody
-    recorder.observed(1, None, [[0]], [[1.0]])
+    recorder.begin_pass(0, [5] * rows, decoded=True)
+    nobody = torch.tensor([[1, 4, 2]] * rows), torch.tensor([[0.1, 0.6, 0.3]] * rows)  # there is no expert 4 of 4
+    recorder.observed(0, None, *nobody)
+    recorder.observed(1, None, torch.tensor([[0]] * rows), torch.tensor([[1.0]] * rows))
     recorder.end_pass()
     (trace,) = recorder.take()
-    assert trace.experts.tolist() == [[[2, 1, NOBODY], [0, NOBODY, NOBODY]]]
-    np.testing.assert_allclose(trace.weights[0], [[0.3, 0.1, 0], [1, 0, 0]], atol=1e-3)
+    assert trace.experts.tolist() == [[[2, 1, NOBODY], [0, NOBODY, NOBODY]]] * rows
+    np.testing.assert_allclose(trace.weights[-1], [[0.3, 0.1, 0], [1, 0, 0]], atol=1e-3)
 
 
 def test_a_sink_with_a_problem_ends_recording(to_pieces):
@@ -296,3 +301,25 @@ def test_a_sink_with_a_problem_ends_recording(to_pieces):
     sink.problem = "full"
     read(recorder, 2, [3])
     assert recorder.take() == []
+
+
+def test_recording_leaves_no_thread_behind(tmp_path):
+    threads = threading.active_count()
+    with Engine.load(tiny_checkpoint(FAST), budget="50%") as engine:
+        store = TraceStore(tmp_path / "traces.sqlite", engine.traced_model)
+        for _ in range(5):
+            engine.record_to(store)
+        answer = engine.generate_ids(prompt_of(20, 16), 5)
+    assert store.summary().tokens == 20 + len(answer) - 1  # closing the engine wrote the rest
+    store.close()
+    assert threading.active_count() == threads
+
+
+def test_other_weights_are_another_model():
+    def fingerprint(path) -> str:
+        with Engine.load(path, budget="50%") as engine:
+            return engine.traced_model.fingerprint
+
+    same = fingerprint(tiny_checkpoint(FAST))
+    assert same == fingerprint(tiny_checkpoint(FAST))
+    assert same != fingerprint(tiny_checkpoint(FAST, torch.bfloat16))
