@@ -11,6 +11,7 @@ from app.commands.chat import chat
 from app.commands.doctor import doctor
 from app.commands.models import models
 from app.commands.page import page
+from app.commands.trace import trace
 from app.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command()(chat)
 app.command()(doctor)
 app.add_typer(models, name="models")
 app.add_typer(bench, name="bench")
+app.add_typer(trace, name="trace")
 
 
 def main() -> None:

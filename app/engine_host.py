@@ -49,8 +49,15 @@ class LoadState:
 class EngineHost:
     """Owns the engine and the thread that loads it."""
 
-    def __init__(self, options: Mapping[str, Any], load: Loader | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        load: Loader | None = None,
+        on_ready: Callable[[Engine], None] = lambda engine: None,
+    ) -> None:
+        """`on_ready(engine)` is told in the loading thread, before anybody else can use the engine."""
         self.options = dict(options)
+        self._on_ready = on_ready
         self._load = load or _load_engine
         self._engine: Engine | None = None
         self._state = LoadState(FIRST_STAGE)
@@ -107,6 +114,7 @@ class EngineHost:
     def _run(self) -> None:
         try:
             engine = self._load(**self.options, on_progress=self._on_progress, on_plan=self._on_plan)
+            self._on_ready(engine)
         except EngineError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the page has to say it

@@ -24,6 +24,9 @@ class Preferences:
     def set_budget(self, budget: str) -> None:
         self._save({"budget": budget})
 
+    def set_record_routing(self, on: bool) -> None:
+        self._save({"record_routing": on})
+
     def _save(self, changes: dict) -> None:
         with self._lock:
             try:

@@ -7,6 +7,7 @@ from app.chats import ChatStore
 from app.engine_host import EngineHost, Loader
 from app.panel_history import PanelHistory
 from app.preferences import Preferences
+from app.routing_records import RoutingRecords
 from app.settings import Settings
 from engine.paths import data_dir
 
@@ -17,7 +18,8 @@ class Program:
     def __init__(self, settings: Settings, load: Loader | None = None) -> None:
         self.settings = settings
         self.preferences = Preferences(settings)
-        self.host = EngineHost(settings.engine_options(), load)
+        self.routing = RoutingRecords(settings, self.preferences)
+        self.host = EngineHost(settings.engine_options(), load, self.routing.attach)
         self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
         self.answers = Answers(self.host, self.store)
         self.history = PanelHistory(self.host)
@@ -32,6 +34,7 @@ class Program:
         self.answers.close()
         self.history.close()
         self.host.close()
+        self.routing.close()
         self.store.close()
 
     @property
@@ -42,4 +45,4 @@ class Program:
     @property
     def warnings(self) -> list[str]:
         """What the person should know and can act on."""
-        return [text for text in (self.store.warning, self.preferences.warning) if text]
+        return [text for text in (self.store.warning, self.preferences.warning, self.routing.warning) if text]

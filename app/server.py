@@ -40,6 +40,7 @@ def run(
     port: int | None = None,
     open_browser: bool | None = None,
     load: Loader | None = None,
+    record_routing: bool | None = None,
 ) -> None:
     """Serves the chat page until Ctrl-C.
 
@@ -48,6 +49,7 @@ def run(
     """
     _silence_telemetry()
     given = dict(engine_options or {}) | {"host": host, "port": port, "open_browser": open_browser}
+    given["record_routing"] = record_routing
     settings = load_settings(given)
     listener = listen(settings.host, settings.port)
     address = f"http://{settings.host}:{listener.getsockname()[1]}"

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
     open_browser: bool = True
+    record_routing: bool = False
+    routing_limit_megabytes: int = Field(default=256, ge=1)  # for each model; the oldest conversations go
     sampling: Sampling = Sampling()
 
     def engine_options(self) -> dict[str, Any]:

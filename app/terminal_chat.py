@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def stream_answer(
     pieces: list[str] = []
     token_ids: list[int] = []
     reason = None
-    with _ctrl_c_cancels(engine):
+    with ctrl_c_cancels(engine):
         for event in engine.chat(messages, **sampling.chat_arguments()):
             pieces.append(event.text)
             if event.token_id is not None:
@@ -137,15 +138,20 @@ def describe_stats(engine: Engine) -> str:
 
 
 @contextmanager
-def _ctrl_c_cancels(engine: Engine) -> Iterator[None]:
-    """The first Ctrl-C only asks: an exception in the middle of a computation would tear it apart."""
+def ctrl_c_cancels(engine: Engine) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C only asks: an exception in the middle of a computation would tear it apart.
+
+    Gives a function that says whether it was pressed.
+    """
+    asked = threading.Event()
 
     def ask_first(*_: object) -> None:
+        asked.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         engine.cancel()
 
     before = signal.signal(signal.SIGINT, ask_first)
     try:
-        yield
+        yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, before)

@@ -39,7 +39,10 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
-from engine.routing.recorder import RoutingRecorder
+from engine.routing.recording import Recording
+from engine.routing.trace import RoutingTrace
+from engine.routing.trace_store import TraceStore
+from engine.routing.traced_model import TracedModel, identify
 from engine.snapshot import ChatEvent, EngineSnapshot
 
 
@@ -67,9 +70,10 @@ class Engine:
         self._footprint, self._plan = footprint_, plan
         self._policy = DEFAULT_POLICY if policy == "auto" else policy
         self._model, index = dense.model, dense.index
-        self._recorder = RoutingRecorder()
+        self._recording = Recording(self._model, index.experts_per_layer, index.top_k)
+        self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
         reason = FastDecoder.supports(self._model)
-        last_row_only = ends_with_experts(self._model)
+        self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
         opened = open_link(link, index, on_progress)
         self._link = opened.name
         layers = len(index.experts_per_layer)
@@ -78,14 +82,14 @@ class Engine:
             make_policy(policy, layers),
             index.experts_per_layer,
             plan.slots,
-            self._recorder.routed,
-            last_row_only,
+            self._recording.recorder.observed,
+            self._last_row_only,
         )
-        experts_function.attach(dense.experts_modules, self._cache, last_row_only)
+        experts_function.attach(self._experts_modules, self._cache, self._last_row_only)
         kv = KvCache(self._model.config, context_length)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length)
-        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast)
+        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, self._recording.recorder)
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         self._notes = () if kv.can_crop else (_RECURRENT_NOTE,)
         self._activity = Activity()
@@ -220,7 +224,11 @@ class Engine:
             self._cancel.clear()
             yield
         finally:
-            self._busy.release()
+            try:
+                with self._gate.visit():
+                    self._recording.flush()
+            finally:
+                self._busy.release()
 
     def _check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         self._raise_if_closed()
@@ -306,13 +314,52 @@ class Engine:
             notes=self._notes,
         )
 
-    def record_routing(self, on: bool) -> None:
-        """Starts (afresh) or stops recording which experts each decoding step uses."""
-        self._recorder.record(on)
+    # -- recording ------------------------------------------------------------------------------------------------
 
-    def take_routing(self) -> list[list[tuple[int, tuple[int, ...]]]]:
-        """The recorded steps, each a list of (layer, experts) in order of use; empties the record."""
-        return self._recorder.take()
+    @property
+    def traced_model(self) -> TracedModel:
+        """Whose routing this is, for opening a TraceStore."""
+        return identify(self._model, self.model_name, self._experts_per_layer, self._top_k)
+
+    def record_to(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False) -> None:
+        """From the next pass on, records the routing of every token into `store`, which stays the caller's to close
+        (after `record_to(None)`, which ends recording with everything written, or after `close`).
+
+        `ahead`: how many deeper layers' routers are asked in each layer; `hidden`: also the final hidden states.
+        A disk that fails ends recording, not the answer (`recording_problem`). Raises EngineClosed, UnsupportedModel.
+        """
+        if store is not None:
+            self._raise_if_closed()
+        with self._gate.visit():
+            self._recording.to_store(store, ahead, hidden)
+            whole = store is not None and hidden  # of rows whose experts are left out no hidden state can come
+            experts_function.attach(self._experts_modules, self._cache, self._last_row_only and not whole)
+
+    @property
+    def recording_problem(self) -> str | None:
+        """Why recording stopped by itself, in a sentence; None while all is well."""
+        return self._recording.problem
+
+    def new_recorded_conversation(self) -> None:
+        """The next prompt is recorded as a conversation of its own, whatever it shares with the one before."""
+        with self._gate.visit():
+            self._recording.recorder.new_conversation()
+
+    def wait_recorded(self) -> None:
+        """Returns when everything recorded so far is in the store."""
+        with self._gate.visit():
+            self._recording.wait()
+
+    def record_routing(self, on: bool) -> None:
+        """Starts (afresh) or stops recording into memory, in place of any store."""
+        self.record_to(None)
+        with self._gate.visit():
+            self._recording.to_memory(on)
+
+    def take_routing(self) -> list[RoutingTrace]:
+        """The rows recorded into memory since the last call, a trace for each conversation."""
+        with self._gate.visit():
+            return self._recording.recorder.take()
 
     # -- end ------------------------------------------------------------------------------------------------------
 
@@ -324,6 +371,7 @@ class Engine:
         self._cancel.set()
         with self._gate.visit():
             self._cache.close()
+            self._recording.to_store(None)
             self._sequence.forget()
 
     def __enter__(self) -> Engine:

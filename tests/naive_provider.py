@@ -44,7 +44,7 @@ class NaiveProvider:
         self.index = index
         self.routing: list[tuple[int, list[list[int]]]] = []
 
-    def observe(self, layer: int, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
+    def observe(self, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
         self.routing.append((layer, top_k_index.tolist()))
 
     def acquire(self, layer: int, experts: Sequence[int]) -> NaiveLease:

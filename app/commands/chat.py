@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, PromptsFile
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, PromptsFile, RecordRouting
 from app.terminal import AsJson, command, present
 from app.terminal_progress import Progress, progress_on_stderr
 
@@ -25,6 +27,7 @@ def chat(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    record_routing: RecordRouting = None,
     prompts: PromptsFile = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.", show_default="512")] = None,
@@ -58,6 +61,7 @@ def chat(
         "link": link,
         "context_length": context_length,
         "device": device,
+        "record_routing": record_routing,
     }
     settings = load_settings(
         options | {"sampling": {name: value for name, value in sampling.items() if value is not None}}
@@ -74,7 +78,7 @@ def _converse(settings: Settings) -> None:
     from app.terminal_chat import TerminalChat, typed_lines
 
     interactive = sys.stdin.isatty()
-    with _load(settings) as engine:
+    with _engine(settings) as engine:
         plan = engine.plan
         for sentence in (*plan.reasons, *plan.warnings, "/help lists the commands."):
             print(sentence, file=sys.stderr)
@@ -85,7 +89,7 @@ def _answer_aloud(settings: Settings, file: Path) -> None:
     from app.terminal_chat import stream_answer
 
     chats = _read_chats(file)
-    with _load(settings) as engine:
+    with _engine(settings) as engine:
         for messages in chats:
             _write(f"> {messages[-1]['content']}\n")
             stream_answer(engine, _with_system(messages, settings), settings.sampling, _write)
@@ -99,7 +103,7 @@ def _answer_all(settings: Settings, file: Path | None, on_progress: Progress) ->
     chats = _read_chats(file) if file is not None else None
     lines = [line.strip() for line in sys.stdin if line.strip()] if chats is None else []
     _require_questions(chats, lines)
-    with _load(settings, on_progress) as engine:
+    with _engine(settings, on_progress) as engine:
         answers: list[dict[str, Any]] = []
         talk = TerminalChat(engine, settings.sampling, _silent)
         turns: list[Any] = lines if chats is None else chats
@@ -142,7 +146,15 @@ def _with_system(messages: list[Any], settings: Settings) -> list[Any]:
     return [{"role": "system", "content": system}, *messages]
 
 
-def _load(settings: Settings, on_progress: Progress | None = None) -> Engine:
+@contextmanager
+def _engine(settings: Settings, on_progress: Progress | None = None) -> Iterator[Engine]:
+    from app.routing_records import recorded_if_asked
+
+    with _load(settings, on_progress) as engine, recorded_if_asked(engine, settings):
+        yield engine
+
+
+def _load(settings: Settings, on_progress: Progress | None) -> Engine:
     from engine import Engine
 
     if on_progress is not None:

@@ -23,6 +23,14 @@ Link = Annotated[
 ]
 ContextLength = Annotated[int | None, typer.Option(help="Tokens the chat may hold.", show_default="2048")]
 Device = Annotated[str | None, typer.Option(help="Where the model is computed: auto or cpu.", show_default="auto")]
+RecordRouting = Annotated[
+    bool | None,
+    typer.Option(
+        "--record-routing/--no-record-routing",
+        help="Keep the tokens of chats and the experts they use, on this machine, for training; `trace forget`.",
+        show_default="off",
+    ),
+]
 PromptsFile = Annotated[
     Path | None,
     typer.Option("--prompts", help='JSON lines of {"messages": [...]}.', show_default="a set that comes with it"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, RecordRouting
 from app.terminal import command
 
 
@@ -21,6 +21,7 @@ def page(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    record_routing: RecordRouting = None,
 ) -> None:
     """Chat with a Mixture-of-Experts model larger than your memory, and see what each gigabyte buys.
 
@@ -41,4 +42,5 @@ def page(
         },
         port=port,
         open_browser=False if no_browser else None,
+        record_routing=record_routing,
     )

@@ -74,9 +74,19 @@ class CardParts:
 
 
 @dataclass
+class RecordParts:
+    accordion: gr.Accordion
+    switch: gr.Checkbox
+    explanation: gr.Markdown
+    forget: gr.Button
+    state: gr.Markdown
+
+
+@dataclass
 class Parts:
     chat: ChatParts
     sampling: SamplingControls
+    records: RecordParts
     budget: BudgetParts
     card: CardParts
     panels: gr.HTML
@@ -94,6 +104,7 @@ def build_layout(model_name: str) -> Parts:
             gr.HTML('<h2 class="side-title">Chats</h2>')
             chat_list = gr.Radio([], show_label=False, container=False, elem_id="chat-list", label="Saved chats")
             sampling = _sampling_controls()
+            records = _record_parts()
         with gr.Column(elem_id="talk", min_width=0):
             chat, load_again = _chat_parts(new_chat, chat_list)
         with gr.Column(elem_id="side", min_width=0):
@@ -109,7 +120,7 @@ def build_layout(model_name: str) -> Parts:
                 gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>', elem_id="reasons")
             with gr.Accordion("About the model", open=False, elem_id="about") as about:
                 card = CardParts(about, gr.Markdown("", elem_id="model-card", show_label=False))
-    return Parts(chat, sampling, budget, card, panels, gr.Timer(1.0))
+    return Parts(chat, sampling, records, budget, card, panels, gr.Timer(1.0))
 
 
 def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button]:
@@ -202,6 +213,17 @@ def _sampling_controls() -> SamplingControls:
             max_new_tokens=_slider("Longest answer", "in tokens", 16, 4096, 16),
             seed=gr.Textbox(label="Seed", placeholder="random", max_lines=1),
             stop=gr.Textbox(label="Stop strings", placeholder="one a line", lines=2, max_lines=6),
+        )
+
+
+def _record_parts() -> RecordParts:
+    with gr.Accordion("Recorded routing", open=False, elem_id="records") as accordion:
+        return RecordParts(
+            accordion,
+            gr.Checkbox(label="Record the routing of my chats", elem_id="record-routing"),
+            gr.Markdown("", elem_id="records-explanation", show_label=False),
+            gr.Button("Forget recorded routing", size="sm", elem_id="forget-routing"),
+            gr.Markdown("", elem_id="records-state", show_label=False),
         )
 
 

@@ -25,7 +25,9 @@ from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
 from engine.routing.prefetcher import Prefetcher
 
-RoutingListener = Callable[[int, Sequence[int]], None]
+RoutingListener = Callable[[int, Any, Any, Any], None]
+"""Told what `ExpertCache.observe` is told."""
+
 MakeTransfers = Callable[[Link, threading.Lock, OnMoved, OnTransfer, OnTransfer], TransferQueue]
 
 
@@ -86,8 +88,13 @@ class ExpertCache:
                 self._speculation.prefetcher.begin_step(token_id)
                 self._speculation.pump()
 
-    def observe(self, layer: int, top_k_index: Any, top_k_weights: Any = None, hidden: Any = None) -> None:
-        """The real routing of `layer` for all rows of this step, told before `acquire`; ids [rows, k], ints."""
+    def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+        """The real routing of `layer` for all rows of this step, told before `acquire`; ids and weights [rows, k].
+
+        `hidden` [rows, width] fp32: what the router saw. The listener is told the same, in prefill and decoding.
+        """
+        if self._on_routing is not None:
+            self._on_routing(layer, hidden, top_k_index, top_k_weights)
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids, minlength=self._experts_per_layer[layer])
@@ -101,8 +108,6 @@ class ExpertCache:
         become ready. Counts a hit, late or miss for each at this moment (design: "activation"). Raises Cancelled.
         """
         keys = [ExpertKey(layer, expert) for expert in experts]
-        if self._phase is Phase.DECODE and self._on_routing is not None:
-            self._on_routing(layer, experts)
         if self._phase is Phase.PREFILL and self._cancelled():
             raise Cancelled
         with self._lock:

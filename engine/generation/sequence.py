@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from engine.cache.expert_cache import ExpertCache
 from engine.model.kv_cache import KvCache, context_full
+from engine.routing.recorder import RoutingRecorder
 
 OnChunk = Callable[[int, int], None]
 
@@ -20,6 +21,10 @@ class StepDecoder(Protocol):
 
     def step(self, token_id: int) -> np.ndarray:
         """fp32 logits [vocab] after this token; the buffer is re-used by the next call."""
+
+    @property
+    def last_hidden(self) -> np.ndarray:
+        """[1, width] float32: the final normalised hidden state of the step before."""
 
 
 class TokenSequence:
@@ -33,6 +38,7 @@ class TokenSequence:
         top_k: int,
         prefill_rows: int,
         fast_decoder: StepDecoder | None,
+        recorder: RoutingRecorder,
     ) -> None:
         self._model = model
         self._kv = kv
@@ -40,6 +46,7 @@ class TokenSequence:
         self._top_k = top_k
         self._rows = prefill_rows
         self._fast = fast_decoder
+        self._recorder = recorder
         self._ids: list[int] = []
 
     @property
@@ -57,11 +64,11 @@ class TokenSequence:
         Models with recurrent state cannot go back: they keep everything or, mostly, nothing.
         """
         common = _common_start(self._ids, prompt[:-1])
-        if not self._kv.can_crop:
-            common = 0
-        self._kv.crop(common)
-        del self._ids[common:]
-        return common
+        kept = common if self._kv.can_crop else 0
+        self._recorder.kept(common, kept, len(self._ids))
+        self._kv.crop(kept)
+        del self._ids[kept:]
+        return kept
 
     def chunks(self, prompt: Sequence[int]) -> list[Sequence[int]]:
         """What is left to read of `prompt`, in prefill passes. Raises ContextFull before anything is computed."""
@@ -78,7 +85,7 @@ class TokenSequence:
         """
         self._experts.begin_prefill(len(chunk), self._top_k, cancelled)
         try:
-            return self._forward(chunk)
+            return self._forward(chunk, decoded=False)
         finally:
             self._experts.begin_decode()
 
@@ -88,9 +95,9 @@ class TokenSequence:
             raise context_full(self.length + 1, self.context_length)
         fast = self._fast
         if fast is None:
-            logits = self._forward([token_id])
+            logits = self._forward([token_id], decoded=True)
         else:
-            logits = self._guarded(lambda: torch.from_numpy(fast.step(token_id)), [token_id])
+            logits = self._guarded(lambda: self._fast_step(fast, token_id), [token_id], decoded=True)
         self._experts.step_ended()
         return logits
 
@@ -99,18 +106,26 @@ class TokenSequence:
         self._kv.crop(0)
         self._ids.clear()
 
-    def _forward(self, ids: Sequence[int]) -> torch.Tensor:
-        return self._guarded(lambda: self._model_forward(ids), ids)
+    def _forward(self, ids: Sequence[int], decoded: bool) -> torch.Tensor:
+        return self._guarded(lambda: self._model_forward(ids), ids, decoded)
 
-    def _guarded(self, compute: Callable[[], torch.Tensor], ids: Sequence[int]) -> torch.Tensor:
-        """Computes, keeping ids and KV cache in step: an interrupted pass leaves both as they were before it."""
+    def _fast_step(self, fast: StepDecoder, token_id: int) -> torch.Tensor:
+        logits = torch.from_numpy(fast.step(token_id))
+        self._recorder.final_hidden(fast.last_hidden)
+        return logits
+
+    def _guarded(self, compute: Callable[[], torch.Tensor], ids: Sequence[int], decoded: bool) -> torch.Tensor:
+        """Computes, keeping ids, KV cache and recorded routing in step: an interrupted pass leaves all as they were."""
+        self._recorder.begin_pass(self.length, ids, decoded)
         try:
             with torch.inference_mode():
                 logits = compute()
         except BaseException:
+            self._recorder.drop_pass()
             self._roll_back()
             raise
         self._ids.extend(ids)
+        self._recorder.end_pass()
         return logits
 
     def _roll_back(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine.cache.policies import Belady, EvictionPolicy
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.trace import RoutingTrace
 
 Step = Sequence[tuple[int, Sequence[int]]]
 """One forward step: (layer, the distinct experts it needs) in the order of computation."""
@@ -35,6 +36,15 @@ class Replay:
     def warm_misses(self) -> int:
         """Misses when the cache may begin with whatever content suits it best."""
         return self.misses - self.free_loads
+
+
+def decoded_steps(traces: Iterable[RoutingTrace]) -> list[Step]:
+    """The decoding steps among the rows of `traces`, in order; rows that prefill read are left out."""
+    return [
+        [(layer, chosen) for layer, experts in enumerate(row) if (chosen := tuple(e for e in experts if e >= 0))]
+        for trace in traces
+        for row in trace.experts[trace.decoded].tolist()
+    ]
 
 
 def replay(steps: Iterable[Step], slots: int, policy: EvictionPolicy) -> Replay:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidSetting
-from engine.lab.belady import Step
+from engine.lab.belady import Step, decoded_steps
 from engine.lab.process_memory import peak_rss_bytes, reset_peak_rss
 from engine.lab.prompts import Messages
 
@@ -82,7 +82,7 @@ def _measure_answer(engine: Engine, chat: Messages, new_tokens: int) -> DecodeMe
     change = after - before
     return DecodeMeasurement(
         ids=(tuple(ids),),
-        routing=(tuple(engine.take_routing()),),
+        routing=(tuple(decoded_steps(engine.take_routing())),),
         tokens=len(ids) - 1,
         wall_seconds=seconds,
         activations=change.activations,

@@ -52,8 +52,12 @@ class Lease(Protocol):
 class ExpertProvider(Protocol):
     """Where experts come from. `layer` counts MoE layers in forward order."""
 
-    def observe(self, layer: int, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
-        """The real routing, [tokens, top_k] each, told before `acquire`."""
+    def observe(self, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
+        """The real routing of all rows of this step, [rows, top_k] each, told once before `acquire`.
+
+        `hidden` [rows, width] fp32 is the feed-forward's normalised input, which the router saw. All three are
+        valid during the call only: the decoding fast path uses their memory again.
+        """
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Asks for distinct experts."""
@@ -136,11 +140,20 @@ def compute_experts(
         raise ExpertsNotAttached(f"{type(module).__name__} has no expert provider: call attach() first.")
     if top_k_weights.shape != top_k_index.shape:  # older DeepSeek-style routers pass [tokens, num_experts]
         top_k_weights = top_k_weights.gather(1, top_k_index.clamp(0, plan.num_experts - 1))
-    if plan.last_row_only and len(hidden_states) > 1:
-        return _only_last_row(module, hidden_states, top_k_index, top_k_weights)
-    plan.provider.observe(plan.layer, top_k_index, top_k_weights)
+    x = hidden_states.float()
+    plan.provider.observe(plan.layer, x, top_k_index, top_k_weights)
+    if plan.last_row_only and len(x) > 1:
+        out = torch.zeros_like(hidden_states)
+        out[-1:] = _compute(module, plan, x[-1:], top_k_index[-1:], top_k_weights[-1:])
+        return out
+    return _compute(module, plan, x, top_k_index, top_k_weights).to(hidden_states.dtype)
+
+
+def _compute(
+    module: nn.Module, plan: ExpertsPlan, x: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
     pairs = _Pairs(top_k_index, plan.num_experts)
-    x = hidden_states.float().contiguous()
+    x = x.contiguous()
     rows = torch.empty(len(pairs.tokens), x.shape[1], dtype=torch.float32)
     few_rows = x.shape[0] <= MAX_KERNEL_ROWS
     if not few_rows:
@@ -154,13 +167,7 @@ def compute_experts(
                 _many_rows_by_kernel(plan, batch, pairs, x, rows)
             else:
                 _batch_by_torch(module, batch, pairs, x, rows)
-    return _combined(rows, pairs.row_of_pair, top_k_weights.float()).to(hidden_states.dtype)
-
-
-def _only_last_row(module: nn.Module, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    out = torch.zeros_like(x)
-    out[-1:] = compute_experts(module, x[-1:], ids[-1:], weights[-1:])
-    return out
+    return _combined(rows, pairs.row_of_pair, top_k_weights.float())
 
 
 class _Pairs:

@@ -84,6 +84,11 @@ class FastDecoder:
             self._logits += self._head_bias
         return self._logits[0]
 
+    @property
+    def last_hidden(self) -> np.ndarray:
+        """[1, width] float32, normalised, after the last layer of the step before; re-used by the next step."""
+        return self._last_x
+
 
 class _Rotary:
     """Cosines and sines from the model's own module, a block of positions at a time."""
@@ -185,6 +190,7 @@ class _Moe:
         self._rows_of_batch = np.empty(top_k, np.int64)
         self._no_tokens = np.zeros(top_k, np.int64)  # every pair belongs to token 0
         self._outputs = np.empty((top_k, width), np.float32)
+        self._x_tensor = torch.from_numpy(self._x)
         self._index_tensor = torch.from_numpy(self._ids)[None]
         self._weight_tensor = torch.from_numpy(self._weights)[None]
         self._layout: _SlotLayout | None = None
@@ -192,7 +198,7 @@ class _Moe:
 
     def add_to(self, residual: np.ndarray) -> None:
         self._kernels.route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
-        self._provider.observe(self._ordinal, self._index_tensor, self._weight_tensor)
+        self._provider.observe(self._ordinal, self._x_tensor, self._index_tensor, self._weight_tensor)
         ids = self._ids.tolist()
         with self._provider.acquire(self._ordinal, ids) as lease:
             if self._shared is not None:

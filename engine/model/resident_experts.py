@@ -49,7 +49,7 @@ class ResidentExperts:
             for module in experts_modules
         ]
 
-    def observe(self, layer: int, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
+    def observe(self, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
         """Nothing here depends on the routing."""
 
     def acquire(self, layer: int, experts: Sequence[int]) -> ResidentLease:

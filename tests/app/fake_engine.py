@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
+from engine.routing.traced_model import TracedModel
 
 LAYERS, EXPERTS, TOP_K = 12, 16, 2
 SLOT_BYTES = 4_423_680
@@ -104,6 +105,9 @@ class FakeEngine:
         self.model_path = Path("no-such-checkpoint")
         self.plan = FakePlan(slots=LAYERS * EXPERTS)
         self.closed = False
+        self.store = None
+        self.recording_problem = None
+        self.traced_model = TracedModel("demo", "0123456789abcdef", LAYERS, EXPERTS, TOP_K)
         self._stats = FakeStats()
         self._busy = threading.Lock()
         self._cancel = threading.Event()
@@ -185,6 +189,9 @@ class FakeEngine:
             s.stall_seconds + misses * 0.0004,
             s.tokens + 1,
         )
+
+    def record_to(self, store, ahead=0, hidden=False) -> None:
+        self.store = store
 
     def cancel(self) -> None:
         self._cancel.set()

@@ -66,7 +66,9 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["chat", "doctor", "models", "bench", "bench decode", "bench peers", "bench model"])
+@pytest.mark.parametrize(
+    "name", ["chat", "doctor", "models", "bench", "bench decode", "bench peers", "bench model", "trace", "trace show"]
+)
 def test_every_command_explains_itself(name):
     assert "Usage:" in run(*name.split(), "--help").output
 
@@ -74,14 +76,15 @@ def test_every_command_explains_itself(name):
 def test_no_subcommand_serves_the_page_with_what_was_given(monkeypatch):
     served = []
     monkeypatch.setattr("app.server.run", lambda **options: served.append(options))
-    run("--model", "x", "--budget", "25%", "--port", 7999, "--no-browser")
+    run("--model", "x", "--budget", "25%", "--port", 7999, "--no-browser", "--record-routing")
     (options,) = served
     assert options["engine_options"]["model"] == "x"
     assert options["engine_options"]["budget"] == "25%"
     assert options["engine_options"]["policy"] is None
     assert (options["port"], options["open_browser"]) == (7999, False)
+    assert options["record_routing"] is True
     run()
-    assert (served[1]["port"], served[1]["open_browser"]) == (None, None)
+    assert (served[1]["port"], served[1]["open_browser"], served[1]["record_routing"]) == (None, None, None)
 
 
 def test_models_lists_good_and_broken():

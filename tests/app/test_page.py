@@ -232,6 +232,27 @@ def test_the_budget_and_the_settings_of_answers_survive_a_restart(serve, visit, 
     assert later.preferences.sampling.system_prompt == "Be brief."
 
 
+def test_recording_is_off_until_it_is_switched_on_and_can_be_forgotten(serve, visit, make_program):
+    engine = FakeEngine(words=SHORT)
+    page = visit(serve(engine).address)
+    page.see("#header", "Ready")
+    page.page.click("#records > button")
+    page.see("#records-explanation", "nothing of it leaves this machine")
+    page.see("#records-state", "Nothing is recorded.")
+    assert engine.store is None
+    page.page.click("#record-routing input")
+    page.see("#records-state", "Recording begins with the next token.")
+    assert engine.store.path.name == "demo-01234567.sqlite"
+    page.page.click("#forget-routing")
+    page.see("#records-state", "Forgotten")
+    page.reload()
+    page.page.click("#records > button")
+    expect(page.page.locator("#record-routing input")).to_be_checked()
+    page.page.click("#record-routing input")
+    page.see("#records-state", "Nothing is recorded.")
+    assert engine.store is None
+
+
 def test_a_full_context_has_a_way_out(serve, visit):
     engine = FakeEngine(words=["word "] * 40, context_length=100)
     page = visit(serve(engine).address)

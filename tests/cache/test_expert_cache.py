@@ -42,7 +42,7 @@ def prefill_all(cache: ExpertCache, tokens: int) -> None:
     cache.begin_prefill(tokens, top_k=2)
     for layer in range(LAYERS):
         needed = sorted({(7 * token + layer) % EXPERTS for token in range(tokens)})
-        cache.observe(layer, [needed])
+        cache.observe(layer, None, [needed], None)
         assert sorted(use(cache, layer, needed)) == needed
     cache.begin_decode()
 

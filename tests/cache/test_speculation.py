@@ -39,7 +39,7 @@ def decode(cache: ExpertCache, token: list[list[int]]) -> None:
 
 def decode_layers(cache: ExpertCache, token: list[list[int]]) -> None:
     for layer, experts in enumerate(token):
-        cache.observe(layer, np.array([experts]), np.full((1, TOP_K), 0.5), np.zeros((1, 1), np.float32))
+        cache.observe(layer, np.zeros((1, 1), np.float32), np.array([experts]), np.full((1, TOP_K), 0.5))
         seen = []
         with cache.acquire(layer, experts) as lease:
             while batch := lease.next_batch():

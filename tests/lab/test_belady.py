@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.policies import LRU, DecayedLFU, LayerLRU
-from engine.lab.belady import belady_bytes, replay, replay_belady
+from engine.lab.belady import belady_bytes, decoded_steps, replay, replay_belady
+from engine.routing.trace import NOBODY, RoutingTrace
 
 LAYERS, EXPERTS, TOP_K = 2, 4, 2
 
@@ -121,6 +123,15 @@ def test_bytes_are_those_of_warm_misses_answer_by_answer():
     assert belady_bytes([answer, answer], slots=1, expert_bytes=10) == 40
     assert belady_bytes([answer, answer], slots=2, expert_bytes=10) == 0
     assert belady_bytes([], slots=1, expert_bytes=10) == 0
+
+
+def test_the_decoding_steps_of_traces_without_what_prefill_read():
+    experts = np.array([[[0, 1], [2, 3]], [[4, NOBODY], [5, 6]], [[NOBODY, NOBODY], [7, 0]]], np.int16)
+    decoded = np.array([False, True, True])
+    trace = RoutingTrace("c", np.zeros(3, np.int32), experts, np.zeros(experts.shape, np.float16), decoded)
+    steps = [[(0, (4,)), (1, (5, 6))], [(1, (7, 0))]]
+    assert decoded_steps([trace, trace]) == steps + steps
+    assert decoded_steps([]) == []
 
 
 def test_no_slots_is_an_error():

@@ -58,13 +58,17 @@ def test_where_only_the_last_row_is_wanted_only_its_experts_are_asked_for():
     x, ids, weights = routing(model, modules[-1], 12)
     attach(modules, provider)
     whole = modules[-1](x, ids, weights), modules[0](x, ids, weights)
-    asked, acquire = [], provider.acquire
+    asked, acquire, told = [], provider.acquire, []
     provider.acquire = lambda layer, experts: asked.append((layer, set(experts))) or acquire(layer, experts)
+    provider.observe = lambda layer, *routing: told.append((layer, [array.clone() for array in routing]))
     attach(modules, provider, last_row_only=True)
     last, first = modules[-1](x, ids, weights), modules[0](x, ids, weights)
     assert asked[0] == (len(modules) - 1, set(ids[-1].tolist())) and asked[1][0] == 0
     torch.testing.assert_close(last[-1], whole[0][-1], rtol=1e-5, atol=1e-6)
     assert not last[:-1].any() and torch.equal(first, whole[1])
+    assert [layer for layer, _ in told] == [len(modules) - 1, 0]  # once each, with all rows
+    for _, routing_told in told:
+        assert all(torch.equal(one, other) for one, other in zip(routing_told, (x, ids, weights), strict=True))
 
 
 @pytest.mark.parametrize("tokens", [2, 20])
@@ -88,7 +92,7 @@ def test_the_provider_sees_the_real_routing_and_is_asked_for_distinct_experts():
     seen = []
 
     class Recording(ResidentExperts):
-        def observe(self, layer, top_k_index, top_k_weights):
+        def observe(self, layer, hidden, top_k_index, top_k_weights):
             seen.append(("observe", layer, top_k_index.clone()))
 
         def acquire(self, layer, experts):

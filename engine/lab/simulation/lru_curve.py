@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.lab.belady import Step
 from engine.routing.trace import NOBODY, RoutingTrace
 
 
@@ -50,11 +49,3 @@ def lru_curve(traces: Iterable[RoutingTrace], layers: int, experts: int, per_lay
     if per_layer:  # n slots are n // layers in each layer
         hits = hits[np.arange(layers * experts + 1) // layers]
     return LruCurve(activations, hits)
-
-
-def steps_of(trace: RoutingTrace) -> list[Step]:
-    """Decoded positions as the replays take them."""
-    return [
-        [(layer, [expert for expert in chosen if expert != NOBODY]) for layer, chosen in enumerate(step)]
-        for step in trace.experts[trace.decoded].tolist()
-    ]

@@ -96,7 +96,7 @@ class Simulator:
         for layer, chosen in enumerate(trace.experts[row]):
             self._transfers.advance(compute.before_routing)
             ahead = None if trace.ahead is None else trace.ahead[row, layer]
-            cache.observe(layer, chosen[None], trace.weights[row, layer][None], ahead)
+            cache.observe(layer, ahead, chosen[None], trace.weights[row, layer][None])
             with cache.acquire(layer, [int(expert) for expert in chosen if expert != NOBODY]) as lease:
                 self._transfers.advance(compute.beside_experts)
                 while batch := lease.next_batch():
@@ -110,7 +110,7 @@ class Simulator:
         for layer in range(rows.layers):
             chosen = rows.experts[:, layer]
             needed = np.unique(chosen[chosen != NOBODY])
-            self._cache.observe(layer, chosen, rows.weights[:, layer])
+            self._cache.observe(layer, None, chosen, rows.weights[:, layer])
             with self._cache.acquire(layer, needed.tolist()) as lease:
                 while lease.next_batch():
                     pass

@@ -1,0 +1,51 @@
+"""Rows of a trace as bytes: one compressed npz in the narrowest dtypes that hold them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from engine.routing.trace import NOBODY, RoutingTrace
+
+NARROW_NOBODY = 255  # in place of NOBODY where experts are stored as uint8
+
+
+def encode(rows: RoutingTrace, experts: int) -> bytes:
+    """`experts`: how many a layer has at most."""
+    arrays = {
+        "token_ids": rows.token_ids.astype(np.int32),
+        "experts": _narrowed(rows.experts) if experts <= NARROW_NOBODY else rows.experts.astype(np.int16),
+        "weights": rows.weights.astype(np.float16),
+        "decoded": rows.decoded.astype(bool),
+    }
+    optional = {"ahead": rows.ahead, "hidden": rows.hidden}
+    arrays |= {name: array.astype(np.float16) for name, array in optional.items() if array is not None}
+    blob = io.BytesIO()
+    np.savez_compressed(blob, allow_pickle=False, **arrays)
+    return blob.getvalue()
+
+
+def decode(conversation: str, blob: bytes) -> RoutingTrace:
+    """What `encode` was given."""
+    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+        experts = arrays["experts"]
+        return RoutingTrace(
+            conversation,
+            arrays["token_ids"],
+            _widened(experts) if experts.dtype == np.uint8 else experts,
+            arrays["weights"],
+            arrays["decoded"],
+            arrays.get("ahead"),
+            arrays.get("hidden"),
+        )
+
+
+def _narrowed(experts: np.ndarray) -> np.ndarray:
+    return np.where(experts == NOBODY, NARROW_NOBODY, experts).astype(np.uint8)
+
+
+def _widened(experts: np.ndarray) -> np.ndarray:
+    wide = experts.astype(np.int16)
+    wide[wide == NARROW_NOBODY] = NOBODY
+    return wide

@@ -1,0 +1,35 @@
+"""Which model a trace is of: routing of other weights means nothing to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLED = 64  # elements of each weight, evenly spread: enough to tell two trainings apart
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """`fingerprint` is the same for the same dense weights; `experts` and `top_k` are the largest of any layer."""
+
+    name: str
+    fingerprint: str
+    layers: int
+    experts: int
+    top_k: int
+
+
+def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int) -> TracedModel:
+    """The identity of a loaded model, from its dense weights (routers among them); reads no expert."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter_name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{parameter_name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(_sample(parameter.detach()).numpy().tobytes())
+    return TracedModel(name, digest.hexdigest(), len(experts_per_layer), max(experts_per_layer), top_k)
+
+
+def _sample(weight: Any) -> Any:
+    flat = weight.reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLED)].float()
