@@ -86,3 +86,7 @@ class BuildFailed(EngineError):
 
 class PortInUse(EngineError):
     """Another program (or another instance) listens on the port."""
+
+
+class TraceStoreUnavailable(EngineError):
+    """The file of recorded routing cannot be opened, read or written."""

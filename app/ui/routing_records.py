@@ -15,9 +15,9 @@ from engine.errors import EngineError
 def explanation(records: RoutingRecords) -> str:
     """What the switch does, in one sentence."""
     return (
-        f"Keeps the tokens of your chats, and so what they say, with the experts each token used, in {records_dir()}, "
-        f"at most {records.limit_megabytes} MB for each model; nothing of it leaves this machine, and the button "
-        "below deletes all of it."
+        "Keeps the tokens of your chats, and so what they say, with the experts each token used, in "
+        f"`{records_dir()}`, at most {records.limit_megabytes} MB for each model; nothing of it leaves this "
+        "machine, and the button below deletes all of it."
     )
 
 

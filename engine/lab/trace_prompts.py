@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.errors import ContextFull, InvalidSetting
+from engine.errors import ContextFull, InvalidSetting, TraceStoreUnavailable
 from engine.lab.prompts import Messages
-from engine.routing.trace_store import TraceStore, TraceStoreUnavailable
+from engine.routing.trace_store import TraceStore
 
 if TYPE_CHECKING:
     from engine import Engine

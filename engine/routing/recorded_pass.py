@@ -56,9 +56,9 @@ class RecordedPass:
             self._ahead[:, layer, : found.shape[1]] = found
 
     def final_hidden(self, hidden: Any) -> None:
-        """[rows, width], the residual stream after the last layer, normalised."""
-        if self._shape.hidden:
-            self._hidden = np.asarray(hidden, np.float16).reshape(len(self), -1)
+        """[rows, width], the residual stream after the last layer, normalised; of other row counts none is kept."""
+        if self._shape.hidden and len(hidden) == len(self):
+            self._hidden = np.asarray(hidden).astype(np.float16)
 
     def rows(self, conversation: str) -> RoutingTrace:
         """The finished rows: the heaviest expert first, ids beyond a layer's experts as NOBODY."""

@@ -14,29 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.errors import EngineError
+from engine.errors import TraceStoreUnavailable
 from engine.routing.trace import RoutingTrace, joined
+from engine.routing.trace_file import check_form, connect, file_bytes, give_form, in_words, is_empty
 from engine.routing.trace_pieces import decode, encode
 from engine.routing.traced_model import TracedModel
-
-FORMAT = 1
-APPLICATION_ID = 0x45465452  # "EFTR"
-BUSY_SECONDS = 5.0  # another process may be forgetting
-_TABLES = """
-    CREATE TABLE model (name TEXT, fingerprint TEXT, layers INTEGER, experts INTEGER, top_k INTEGER);
-    CREATE TABLE conversations (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, created REAL NOT NULL);
-    CREATE TABLE pieces (
-        conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-        first INTEGER NOT NULL,
-        tokens INTEGER NOT NULL,
-        arrays BLOB NOT NULL,
-        PRIMARY KEY (conversation, first)
-    );
-"""
-
-
-class TraceStoreUnavailable(EngineError):
-    """The file of recorded routing cannot be opened, read or written."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +42,8 @@ class TraceStore:
         self.path = Path(path)
         self._limit_bytes = limit_bytes
         self._lock = threading.RLock()
-        with _in_words(self.path):
-            self._database = _connect(self.path, create=model is not None)
+        with in_words(self.path):
+            self._database = connect(self.path, create=model is not None)
             try:
                 if model is not None and not os.access(self.path, os.W_OK):
                     raise PermissionError("it is read-only")
@@ -86,14 +68,14 @@ class TraceStore:
 
     def forget(self) -> int:
         """Deletes everything recorded and gives its room back; returns how many bytes the file shrank by."""
-        with self._lock, _in_words(self.path):
-            before = _file_bytes(self.path)
+        with self._lock, in_words(self.path):
+            before = file_bytes(self.path)
             with self._transaction() as database:
                 database.execute("DELETE FROM pieces")
                 database.execute("DELETE FROM conversations")
             self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return max(before - _file_bytes(self.path), 0)
+            return max(before - file_bytes(self.path), 0)
 
     def close(self) -> None:
         """Idempotent."""
@@ -110,7 +92,7 @@ class TraceStore:
 
     def traces(self) -> Iterator[RoutingTrace]:
         """Every conversation as one trace, the oldest first. Optional arrays only where all its rows have them."""
-        with self._lock, _in_words(self.path):
+        with self._lock, in_words(self.path):
             ids = [row[0] for row in self._database.execute("SELECT id FROM conversations ORDER BY number")]
         for conversation in ids:
             pieces = self._pieces(conversation)
@@ -119,7 +101,7 @@ class TraceStore:
 
     def summary(self) -> TraceSummary:
         """Counts of what is recorded."""
-        with self._lock, _in_words(self.path):
+        with self._lock, in_words(self.path):
             count = "SELECT COUNT(DISTINCT conversation), COALESCE(SUM(tokens), 0) FROM pieces"
             conversations, tokens = self._database.execute(count).fetchone()
             return TraceSummary(self.path, self.model, conversations, tokens, self._used_bytes())
@@ -129,14 +111,9 @@ class TraceStore:
     def _prepare(self, model: TracedModel | None) -> TracedModel | None:
         """Checks the form of the file, or gives a new one its form. Returns the model it is of."""
         database = self._database
-        if model is not None and _is_empty(database):
-            database.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            database.execute("PRAGMA journal_mode = WAL")
-            database.executescript(
-                f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {FORMAT}; COMMIT;"
-            )
-        _check_format(database, self.path)
+        if model is not None and is_empty(database):
+            give_form(database)
+        check_form(database, self.path)
         row = database.execute("SELECT name, fingerprint, layers, experts, top_k FROM model").fetchone()
         recorded = TracedModel(*row) if row else None
         if model is None or recorded == model:
@@ -175,7 +152,7 @@ class TraceStore:
         if self._limit_bytes is None:
             return
         oldest = "SELECT id FROM conversations WHERE id != ? ORDER BY number LIMIT 1"
-        with self._lock, _in_words(self.path):
+        with self._lock, in_words(self.path):
             while self._used_bytes() > self._limit_bytes:
                 found = self._database.execute(oldest, (current,)).fetchone()
                 if found is None:
@@ -184,7 +161,7 @@ class TraceStore:
                 self._database.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _pieces(self, conversation: str) -> list[RoutingTrace]:
-        with self._lock, _in_words(self.path):
+        with self._lock, in_words(self.path):
             query = "SELECT arrays FROM pieces WHERE conversation = ? ORDER BY first"
             return [decode(conversation, blob) for (blob,) in self._database.execute(query, (conversation,))]
 
@@ -197,7 +174,7 @@ class TraceStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _in_words(self.path):
+        with self._lock, in_words(self.path):
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -212,47 +189,3 @@ def forget_file(path: Path) -> int:
     """`TraceStore.forget` of a file of any model; another kind of file is refused. Raises TraceStoreUnavailable."""
     with TraceStore(path) as store:
         return store.forget()
-
-
-def _connect(path: Path, create: bool) -> sqlite3.Connection:
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
-    database.execute("PRAGMA foreign_keys = ON")
-    database.execute("PRAGMA secure_delete = ON")  # forgotten means gone
-    database.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut, the last pieces
-    return database
-
-
-def _is_empty(database: sqlite3.Connection) -> bool:
-    return database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0
-
-
-def _check_format(database: sqlite3.Connection, path: Path) -> None:
-    application = database.execute("PRAGMA application_id").fetchone()[0]
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise TraceStoreUnavailable(f"{path} is not a file of recorded routing.", "Give another file.")
-    if version > FORMAT:
-        raise TraceStoreUnavailable(
-            f"{path} was written by a newer version of this program (format {version}, this one knows {FORMAT}).",
-            "Update the program, or give another file.",
-        )
-
-
-@contextmanager
-def _in_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise TraceStoreUnavailable(
-            f"The recorded routing in {path} cannot be used: {error}.",
-            "Check that the file is one of recorded routing, and the free space and permissions there.",
-        ) from error
-
-
-def _file_bytes(path: Path) -> int:
-    files = [path, path.with_name(path.name + "-wal")]
-    return sum(os.path.getsize(file) for file in files if file.exists())

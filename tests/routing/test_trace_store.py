@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import TraceStoreUnavailable
 from engine.routing.trace import joined
-from engine.routing.trace_store import FORMAT, TraceStore, TraceStoreUnavailable, forget_file
+from engine.routing.trace_file import FORMAT
+from engine.routing.trace_store import TraceStore, forget_file
 from engine.routing.trace_writer import TraceWriter
 from tests.routing.traces import MODEL, assert_same_rows, made_up
 
@@ -158,6 +160,14 @@ def test_a_file_of_another_model_is_refused_and_a_new_name_is_not(path):
         assert store.model.name == "renamed"
     with pytest.raises(TraceStoreUnavailable, match="renamed with other weights than those of other"):
         TraceStore(path, replace(MODEL, name="other", fingerprint="beef"))
+
+
+def test_damaged_arrays_are_told_in_words(path, store):
+    store.append(0, made_up(200))
+    store.close()
+    change(path, "UPDATE pieces SET arrays = substr(arrays, 1, 300)")
+    with TraceStore(path) as reader, pytest.raises(TraceStoreUnavailable, match="cannot be used"):
+        list(reader.traces())
 
 
 def test_a_missing_file_is_an_error_only_for_readers(path):
