@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.links.emulated import EmulatedSpeed
-from engine.cache.policies import LRU, Belady, EvictionPolicy, LayerLRU, make_policy
-from engine.cache.predicted_next_use import PredictedNextUse
-from engine.checkpoint.expert_key import ExpertKey
+from engine.cache.policies import LRU, LayerLRU, make_policy
+from engine.errors import InvalidSetting
 from engine.lab.belady import decoded_steps, replay
 from engine.lab.simulation.compute_times import ComputeTimes
+from engine.lab.simulation.contenders import make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, Simulator
-from engine.routing.forecast import Forecast
-from engine.routing.prefetcher import Prefetcher
 from engine.routing.trace import RoutingTrace
-from tests.routing.guesses import Clairvoyant
 
 LAYERS, EXPERTS, TOP_K = 4, 6, 2
 EXPERT_BYTES = 1 << 20
@@ -39,11 +36,6 @@ def make_trace(tokens: int, seed: int = 0, prompt: int = 0, top_k: int = TOP_K) 
 
 def machine(transfer_seconds: float) -> SimulatedMachine:
     return SimulatedMachine(LAYERS, EXPERTS, EXPERT_BYTES, COMPUTE, EmulatedSpeed(EXPERT_BYTES / transfer_seconds))
-
-
-def predictive(traces: list[RoutingTrace], horizon: int = 2) -> tuple[EvictionPolicy, Prefetcher]:
-    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Clairvoyant(traces, EXPERTS, horizon))
-    return PredictedNextUse(forecast.value), Prefetcher(forecast)
 
 
 def test_with_everything_resident_a_token_takes_its_computing_time():
@@ -80,7 +72,7 @@ def test_misses_are_those_of_the_replay_without_a_clock(name, slots):
 def test_the_clairvoyant_waits_less_for_few_more_bytes():
     traces = [make_trace(60, seed) for seed in range(3)]
     plain = Simulator(machine(0.4), 12, LayerLRU(LAYERS)).run(traces)
-    foreseen = Simulator(machine(0.4), 12, *predictive(traces, horizon=4)).run(traces)
+    foreseen = Simulator(machine(0.4), 12, *make_contender("clairvoyant", traces, EXPERTS)).run(traces)
     assert foreseen.counters["stall_seconds"] < 0.5 * plain.counters["stall_seconds"]
     assert foreseen.bytes_moved < 1.25 * plain.bytes_moved
     assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
@@ -90,7 +82,7 @@ def test_the_clairvoyant_waits_less_for_few_more_bytes():
 @given(st.integers(2, LAYERS * EXPERTS), st.floats(0.05, 3.0), st.integers(0, 100))
 def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed):
     trace = make_trace(25, seed)
-    run = Simulator(machine(transfer_seconds), slots, *predictive([trace])).run([trace])
+    run = Simulator(machine(transfer_seconds), slots, *make_contender("clairvoyant", [trace], EXPERTS)).run([trace])
     assert run.seconds >= run.tokens * COMPUTE.token(LAYERS, TOP_K) - 1e-6
     counted = run.counters
     assert (
@@ -120,9 +112,14 @@ def test_the_curve_is_what_replays_of_each_size_give(per_layer, top_k, tolerance
     assert curve.hit_rate(10**6) == curve.hit_rate(LAYERS * EXPERTS)
 
 
-def test_belady_is_the_least_any_demand_cache_moves():
-    trace = make_trace(50)
-    future = [[ExpertKey(layer, e) for e in experts] for step in decoded_steps([trace]) for layer, experts in step]
-    belady = Simulator(machine(0.3), 10, Belady(future)).run([trace])
-    plain = Simulator(machine(0.3), 10, LRU()).run([trace])
-    assert belady.counters["misses"] <= plain.counters["misses"]
+@pytest.mark.parametrize("prompt", [0, 12])
+def test_belady_is_the_least_any_demand_cache_moves(prompt):
+    traces = [make_trace(50, seed, prompt) for seed in range(2)]
+    belady = Simulator(machine(0.3), 10, *make_contender("belady", traces, EXPERTS)).run(traces)
+    plain = Simulator(machine(0.3), 10, LRU()).run(traces)
+    assert belady.counters["misses"] < plain.counters["misses"]
+
+
+def test_an_unknown_policy_is_named():
+    with pytest.raises(InvalidSetting, match="no policy called 'best'"):
+        make_contender("best", [make_trace(2)], EXPERTS)

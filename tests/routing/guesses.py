@@ -1,12 +1,8 @@
-"""Predictors for tests: told what to say, or told the future."""
+"""A predictor for tests, told what to say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-
-from engine.routing.trace import RoutingTrace
 
 
 class Told:
@@ -22,23 +18,3 @@ class Told:
 
     def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
         self.shown.append(experts.copy())
-
-
-class Clairvoyant:
-    """Knows the decoded positions of `traces`, which must be what is decoded, in this order."""
-
-    def __init__(self, traces: Iterable[RoutingTrace], experts: int, horizon: int = 2) -> None:
-        self.horizon = horizon
-        self._future = (rows for trace in traces for rows in _futures(trace.multi_hot(experts), trace, horizon))
-
-    def predict(self, token_id: int) -> np.ndarray:
-        return next(self._future)
-
-    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
-        """Nothing to learn."""
-
-
-def _futures(used: np.ndarray, trace: RoutingTrace, horizon: int) -> Iterable[np.ndarray]:
-    padded = np.concatenate([used, np.zeros((horizon, *used.shape[1:]), np.float32)])
-    for row in np.flatnonzero(trace.decoded):
-        yield padded[row : row + horizon]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.links.emulated import EmulatedSpeed
 from engine.cache.policies import EvictionPolicy
+from engine.checkpoint.expert_key import ExpertKey
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.virtual_transfers import VirtualLink, VirtualTransfers
 from engine.routing.prefetcher import Prefetcher
@@ -97,7 +98,7 @@ class Simulator:
             self._transfers.advance(compute.before_routing)
             ahead = None if trace.ahead is None else trace.ahead[row, layer]
             cache.observe(layer, ahead, chosen[None], trace.weights[row, layer][None])
-            with cache.acquire(layer, [int(expert) for expert in chosen if expert != NOBODY]) as lease:
+            with cache.acquire(layer, _distinct(chosen)) as lease:
                 self._transfers.advance(compute.beside_experts)
                 while batch := lease.next_batch():
                     self._transfers.advance(compute.expert * len(batch))
@@ -109,9 +110,8 @@ class Simulator:
         self._cache.begin_prefill(len(rows), rows.top_k)
         for layer in range(rows.layers):
             chosen = rows.experts[:, layer]
-            needed = np.unique(chosen[chosen != NOBODY])
             self._cache.observe(layer, None, chosen, rows.weights[:, layer])
-            with self._cache.acquire(layer, needed.tolist()) as lease:
+            with self._cache.acquire(layer, _distinct(chosen)) as lease:
                 while lease.next_batch():
                     pass
         self._cache.begin_decode()
@@ -119,6 +119,21 @@ class Simulator:
     def _make_transfers(self, *arguments: Any) -> VirtualTransfers:
         self._made.append(VirtualTransfers(*arguments))
         return self._made[0]
+
+
+def acquisitions(traces: Iterable[RoutingTrace]) -> Iterator[list[ExpertKey]]:
+    """What `Simulator.run` asks the cache for, in order: a layer's experts at a time."""
+    for trace in traces:
+        for start, stop in _runs(trace.decoded):
+            passes = [(row, row + 1) for row in range(start, stop)] if trace.decoded[start] else [(start, stop)]
+            for first, last in passes:
+                for layer in range(trace.layers):
+                    yield [ExpertKey(layer, expert) for expert in _distinct(trace.experts[first:last, layer])]
+
+
+def _distinct(chosen: np.ndarray) -> list[int]:
+    """In the order of their first appearance, as the engine asks for them."""
+    return list(dict.fromkeys(chosen[chosen != NOBODY].tolist()))
 
 
 def _runs(decoded: np.ndarray) -> list[tuple[int, int]]:
