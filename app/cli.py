@@ -11,6 +11,7 @@ from app.commands.chat import chat
 from app.commands.doctor import doctor
 from app.commands.models import models
 from app.commands.page import page
+from app.commands.simulate import simulate
 from app.commands.trace import trace
 from app.terminal import INTERRUPTED
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(page)
 app.command()(chat)
 app.command()(doctor)
+app.command()(simulate)
 app.add_typer(models, name="models")
 app.add_typer(bench, name="bench")
 app.add_typer(trace, name="trace")

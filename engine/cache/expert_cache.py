@@ -97,7 +97,7 @@ class ExpertCache:
             self._on_routing(layer, hidden, top_k_index, top_k_weights)
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
-            self._rows = np.bincount(ids, minlength=self._experts_per_layer[layer])
+            self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
         elif self._speculation is not None:
             experts, weights = np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
             with self._lock:

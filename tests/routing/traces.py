@@ -15,10 +15,12 @@ def made_up(tokens: int, seed: int = 0, conversation: str = "c", experts: int = 
     """A trace of random rows; `optional` names of optional arrays with their trailing shapes."""
     random = np.random.default_rng(seed)
     shape = (tokens, LAYERS, TOP_K)
+    chosen = random.random((tokens, LAYERS, experts)).argsort(-1)[..., :TOP_K].astype(np.int16)
+    chosen[random.random((tokens, LAYERS)) < 0.1, 1:] = NOBODY
     return RoutingTrace(
         conversation,
         random.integers(0, 50_000, tokens).astype(np.int32),
-        random.integers(NOBODY, experts, shape).astype(np.int16),
+        chosen,
         random.random(shape).astype(np.float16),
         random.random(tokens) < 0.5,
         **{name: random.random((tokens, *shape)).astype(np.float16) for name, shape in optional.items()},

@@ -1,0 +1,86 @@
+"""`simulate`: replays recorded routing at any budget and link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.commands.options import Model
+from app.terminal import AsJson, command, present
+from app.terminal_progress import Progress
+
+
+@command
+def simulate(
+    traces: Annotated[Path, typer.Option(help="What `trace` recorded.")],
+    token_ms: Annotated[
+        float, typer.Option(min=0.01, help="Milliseconds a token takes with everything resident (`bench decode`).")
+    ],
+    budget: Annotated[str, typer.Option(help="Shares of the experts, with commas.")] = "15%,25%,35%,45%",
+    link: Annotated[
+        str,
+        typer.Option(
+            help="emulated:2.5GBps, or stall:50% for the speed at which the best plain cache waits for half of the "
+            "time; with commas."
+        ),
+    ] = "emulated:2.5GBps",
+    policies: Annotated[
+        str, typer.Option(help="lru, lru-per-layer, lfu, belady, clairvoyant; with commas.")
+    ] = "lru,lru-per-layer,lfu,belady,clairvoyant",
+    model: Model = None,
+    take: Annotated[int | None, typer.Option(min=2, help="Use only the first so many conversations.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decoding speed on recorded routing: the same cache and prefetcher, on a virtual clock."""
+
+    def work(on_progress: Progress) -> dict[str, Any]:
+        from app.settings import load_settings
+        from engine.checkpoint.dense_model import open_checkpoint
+        from engine.lab.simulation.simulate_traces import (
+            SimulationSettings,
+            read_shares,
+            read_traces,
+            simulate_traces,
+        )
+        from engine.loading import locate_model
+
+        shares = read_shares(budget)
+        files = locate_model(load_settings({"model": model}).engine_options()["model"], on_progress)
+        index = open_checkpoint(files.path).index
+        recorded = read_traces(traces, index.experts_per_layer)
+        settings = SimulationSettings(
+            shares=shares,
+            links=_list(link),
+            policies=_list(policies),
+            token_seconds=token_ms / 1e3,
+            expert_bytes=index.slot_bytes,
+        )
+        return simulate_traces(recorded[:take], max(index.experts_per_layer), settings, on_progress)
+
+    present(work, _show, as_json)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("budget", "link", "policy", "tokens/s", "stall", "hit", "late", "MB/token")
+    for run in report["runs"]:
+        table.add_row(
+            run["budget"],
+            f"{run['link_bytes_per_second'] / 1e9:.2f} GB/s",
+            run["policy"],
+            f"{run['tokens_per_second']:.2f}",
+            f"{run['stall_share']:.0%}",
+            f"{run['hit_rate']:.0%}",
+            f"{run['late_rate']:.0%}",
+            f"{run['bytes_per_token'] / 1e6:.1f}",
+        )
+    Console().print(table)
+    print("Simulated: computing takes what --token-ms says, so only the ratios of these speeds mean something.")

@@ -1,0 +1,69 @@
+"""`simulate`, as a person runs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.routing.trace_store import TraceStore
+from engine.routing.traced_model import TracedModel
+from tests.app.test_cli import home, run, run_json  # noqa: F401 - home is a fixture
+from tests.routing.traces import MODEL, made_up
+from tests.tiny_chat_model import tiny_chat_checkpoint
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Four conversations of a model with the shape of the tiny chat model."""
+    path = tmp_path / "traces.sqlite"
+    with TraceStore(path, MODEL) as store:
+        for number in range(4):
+            store.append(0, made_up(60, seed=number, conversation=str(number)))
+    return path
+
+
+def simulate(recorded, *more: object):
+    return ("simulate", "--traces", recorded, "--model", tiny_chat_checkpoint(), "--token-ms", 1, *more)
+
+
+def test_every_policy_budget_and_link_is_a_run(recorded):
+    links = "emulated:0.05GBps,stall:50%"
+    report = run_json(*simulate(recorded, "--budget", "25%,50%", "--link", links))
+    assert len(report["runs"]) == 2 * 2 * 5
+    by_name = {(run["budget"], run["link"], run["policy"]): run for run in report["runs"]}
+    for budget in ("25%", "50%"):
+        plain = [by_name[budget, "stall:50%", policy] for policy in ("lru", "lru-per-layer", "lfu")]
+        assert min(run["stall_share"] for run in plain) == pytest.approx(0.5, abs=0.01)
+        assert by_name[budget, "stall:50%", "clairvoyant"]["stall_share"] < 0.5
+        assert by_name[budget, "stall:50%", "belady"]["hit_rate"] > max(run["hit_rate"] for run in plain)
+    curve = report["lru_curve"]["lru"]
+    assert len(curve) == MODEL.layers * MODEL.experts + 1 and curve == sorted(curve)
+
+
+def test_the_table_says_that_it_is_simulated(recorded):
+    shown = run(*simulate(recorded, "--budget", "50%", "--policies", "lru", "--take", 3)).stdout
+    assert "lru" in shown and "Simulated" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--budget", "lots"), "is not a share"),
+        (("--link", "emulated:fast"), "is not an emulated link"),
+        (("--policies", "best"), "no policy called"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said(recorded, more, words):
+    assert words in run(*simulate(recorded, *more), code=2).stderr
+
+
+def test_traces_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "other.sqlite"
+    TraceStore(path, TracedModel("other", "f00d", MODEL.layers + 1, MODEL.experts, MODEL.top_k)).close()
+    assert "recorded with another model, other" in run(*simulate(path), code=2).stderr
+
+
+def test_one_conversation_is_too_few(tmp_path):
+    path = tmp_path / "one.sqlite"
+    with TraceStore(path, MODEL) as store:
+        store.append(0, made_up(20))
+    assert "too few" in run(*simulate(path), code=2).stderr
