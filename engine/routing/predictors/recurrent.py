@@ -1,0 +1,131 @@
+"""The recurrent predictor at work: the trained GRU one token at a time, in numpy and the compiled kernels.
+
+The names of the arrays are those of the file that `export` makes; `recurrent_network.py` says what they compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.routing.logistic import sigmoid
+from engine.routing.predictors.interface import RoutingPredictor
+from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
+from engine.routing.predictors.stored_matrix import StoredMatrix
+from engine.routing.predictors.weights_file import StoredPredictor
+from engine.routing.routing_input import sparse_input
+from engine.routing.trace import RoutingTrace
+
+KIND = "recurrent"
+READ_TOKENS = 256  # of a long prompt only so many are read: training windows are shorter than that
+
+
+class RecurrentPredictor(RoutingPredictor):
+    """Costs five products of a matrix and a vector for `predict` and at most one for `observed`."""
+
+    def __init__(self, stored: StoredPredictor) -> None:
+        sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
+        super().__init__(stored.shape, sizes.horizon)
+        self.stored = stored
+        self._token_rows, self._token_scales = arrays["token_rows"], arrays["token_scales"]
+        self._token_input = StoredMatrix(arrays["token_input"])
+        self._routing_input = arrays["routing_input"].astype(np.float32)  # a few rows of it are read, never all
+        self._hidden_input = StoredMatrix(arrays["hidden_input"]) if sizes.hidden_width else None
+        self._hidden_mean = arrays["hidden_mean"]
+        self._recurrence = StoredMatrix(arrays["recurrence"])
+        self._mix, self._this = StoredMatrix(arrays["mix"]), StoredMatrix(arrays["this"])
+        self._later = StoredMatrix(arrays["later"]) if self.horizon > 1 else None
+        self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
+        self._calibration = arrays["calibration"]
+        state, token, head = sizes.state_width, sizes.token_width, sizes.head_width
+        self._with_token = np.zeros(state + token, np.float32)
+        self._state = self._with_token[:state]
+        self._token = self._with_token[state:]
+        self._head = np.zeros(head + token, np.float32)
+        self._pending = self._biases["input"].copy()
+        self._out = self._empty()
+
+    def begin(self) -> None:
+        self._state[:] = 0
+        self._pending[:] = self._biases["input"]
+
+    def read(self, rows: RoutingTrace) -> None:
+        rows = rows.rows(max(len(rows) - READ_TOKENS, 0), len(rows))
+        for position, token in enumerate(rows.token_ids.tolist()):
+            self._advance(token)
+            hidden = None if rows.hidden is None else rows.hidden[position]
+            self.observed(rows.experts[position], rows.weights[position], hidden)
+
+    def predict(self, token_id: int) -> np.ndarray:
+        self._advance(token_id)
+        mixed = np.maximum(self._mix.times(self._with_token) + self._biases["mix"], 0)
+        this, later = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+        self._head[: len(this)], self._head[len(this) :] = this, self._token
+        rows = self._out.reshape(self.horizon, -1)
+        np.add(self._this.times(self._head), self._biases["this"], out=rows[0])
+        if self._later is not None:
+            rows[1:] = (self._later.times(later) + self._biases["later"]).reshape(self.horizon - 1, -1)
+        rows *= self._calibration[:, :1]
+        rows += self._calibration[:, 1:]
+        rows[:] = sigmoid(rows)
+        return self._out
+
+    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
+        places, values = sparse_input(experts, weights, self.shape.experts)
+        np.add(self._biases["input"], values @ self._routing_input[places], out=self._pending)
+        if hidden is not None and self._hidden_input is not None:
+            self._pending += self._hidden_input.times(hidden.astype(np.float32) - self._hidden_mean)
+
+    def _advance(self, token_id: int) -> None:
+        np.multiply(self._token_rows[token_id], self._token_scales[token_id], out=self._token)
+        width = len(self._state)
+        entering = self._token_input.times(self._token)
+        entering += self._pending
+        staying = self._recurrence.times(self._state)
+        staying += self._biases["recurrence"]
+        gates = sigmoid(entering[: 2 * width] + staying[: 2 * width])
+        reset, update = gates[:width], gates[width:]
+        fresh = np.tanh(entering[2 * width :] + reset * staying[2 * width :])
+        self._state += (1 - update) * (fresh - self._state)
+
+
+def export(
+    network: RecurrentNetwork, calibration: np.ndarray, model: str, history: Mapping[str, Any] | None = None
+) -> StoredPredictor:
+    """What a file holds: matrices in fp16, token embeddings (the model's share folded in) in int8 with a scale a row.
+
+    calibration: float [horizon, 2], slope and offset of each row's log odds.
+    """
+    sizes, outputs = network.sizes, network.shape.outputs
+    with torch.no_grad():
+        tokens = network.embed(torch.arange(network.shape.vocabulary)).numpy()
+        scales = np.maximum(np.abs(tokens).max(1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        inputs = network.gru.weight_ih_l0.numpy()
+        routing_end = sizes.token_width + outputs
+        hidden_input = inputs[:, routing_end:] * network.hidden_scale.numpy()
+        matrices = {
+            "token_input": inputs[:, : sizes.token_width],
+            "routing_input": inputs[:, sizes.token_width : routing_end].T,
+            "hidden_input": hidden_input,
+            "recurrence": network.gru.weight_hh_l0.numpy(),
+            "mix": network.mix.weight.numpy(),
+            "this": network.this.weight.numpy(),
+            "later": network.later.weight.numpy(),
+        }
+        vectors = {
+            "token_scales": scales[:, 0],
+            "hidden_mean": network.hidden_mean.numpy(),
+            "input_bias": network.gru.bias_ih_l0.numpy(),
+            "recurrence_bias": network.gru.bias_hh_l0.numpy(),
+            "mix_bias": network.mix.bias.numpy(),
+            "this_bias": network.this.bias.numpy(),
+            "later_bias": network.later.bias.numpy(),
+            "calibration": calibration,
+        }
+        arrays = {name: matrix.astype(np.float16) for name, matrix in matrices.items()}
+        arrays |= {name: vector.astype(np.float32) for name, vector in vectors.items()}
+        arrays["token_rows"] = np.rint(tokens / scales).astype(np.int8)
+    return StoredPredictor(KIND, model, network.shape, sizes.to_dict(), arrays, history or {})
