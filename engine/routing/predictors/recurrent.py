@@ -14,7 +14,7 @@ import torch
 from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
-from engine.routing.predictors.stored_matrix import StoredMatrix
+from engine.routing.predictors.stored_matrix import StoredMatrix, StoredRows
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.routing_input import sparse_input
 from engine.routing.trace import RoutingTrace
@@ -32,7 +32,7 @@ class RecurrentPredictor(RoutingPredictor):
         self.stored = stored
         self._token_rows, self._token_scales = arrays["token_rows"], arrays["token_scales"]
         self._token_input = StoredMatrix(arrays["token_input"])
-        self._routing_input = arrays["routing_input"].astype(np.float32)  # a few rows of it are read, never all
+        self._routing_input = StoredRows(arrays["routing_input"])
         self._hidden_input = StoredMatrix(arrays["hidden_input"]) if sizes.hidden_width else None
         self._hidden_mean = arrays["hidden_mean"]
         self._recurrence = StoredMatrix(arrays["recurrence"])
@@ -47,6 +47,7 @@ class RecurrentPredictor(RoutingPredictor):
         self._head = np.zeros(head + token, np.float32)
         self._pending = self._biases["input"].copy()
         self._out = self._empty()
+        self._warm_up()
 
     def begin(self) -> None:
         self._state[:] = 0
@@ -75,9 +76,18 @@ class RecurrentPredictor(RoutingPredictor):
 
     def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
         places, values = sparse_input(experts, weights, self.shape.experts)
-        np.add(self._biases["input"], values @ self._routing_input[places], out=self._pending)
+        self._pending[:] = self._biases["input"]
+        self._routing_input.add(places, values, self._pending)
         if hidden is not None and self._hidden_input is not None:
             self._pending += self._hidden_input.times(hidden.astype(np.float32) - self._hidden_mean)
+
+    def _warm_up(self) -> None:
+        """Has the kernels compiled before the first token asks for them."""
+        self.begin()
+        self.predict(0)
+        nothing = np.zeros((self.shape.layers, self.shape.top_k))
+        self.observed(nothing.astype(np.int16), nothing, None)
+        self.begin()
 
     def _advance(self, token_id: int) -> None:
         np.multiply(self._token_rows[token_id], self._token_scales[token_id], out=self._token)
@@ -99,33 +109,32 @@ def export(
 
     calibration: float [horizon, 2], slope and offset of each row's log odds.
     """
-    sizes, outputs = network.sizes, network.shape.outputs
+    shape, sizes = network.shape, network.sizes
+    weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
     with torch.no_grad():
-        tokens = network.embed(torch.arange(network.shape.vocabulary)).numpy()
-        scales = np.maximum(np.abs(tokens).max(1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        inputs = network.gru.weight_ih_l0.numpy()
-        routing_end = sizes.token_width + outputs
-        hidden_input = inputs[:, routing_end:] * network.hidden_scale.numpy()
-        matrices = {
-            "token_input": inputs[:, : sizes.token_width],
-            "routing_input": inputs[:, sizes.token_width : routing_end].T,
-            "hidden_input": hidden_input,
-            "recurrence": network.gru.weight_hh_l0.numpy(),
-            "mix": network.mix.weight.numpy(),
-            "this": network.this.weight.numpy(),
-            "later": network.later.weight.numpy(),
-        }
-        vectors = {
-            "token_scales": scales[:, 0],
-            "hidden_mean": network.hidden_mean.numpy(),
-            "input_bias": network.gru.bias_ih_l0.numpy(),
-            "recurrence_bias": network.gru.bias_hh_l0.numpy(),
-            "mix_bias": network.mix.bias.numpy(),
-            "this_bias": network.this.bias.numpy(),
-            "later_bias": network.later.bias.numpy(),
-            "calibration": calibration,
-        }
-        arrays = {name: matrix.astype(np.float16) for name, matrix in matrices.items()}
-        arrays |= {name: vector.astype(np.float32) for name, vector in vectors.items()}
-        arrays["token_rows"] = np.rint(tokens / scales).astype(np.int8)
-    return StoredPredictor(KIND, model, network.shape, sizes.to_dict(), arrays, history or {})
+        tokens = network.embed(torch.arange(shape.vocabulary)).numpy()
+    scales = np.maximum(np.abs(tokens).max(1) / 127, 1e-12).astype(np.float32)
+    inputs, routing_end = weights["gru.weight_ih_l0"], sizes.token_width + shape.outputs
+    matrices = {
+        "token_input": inputs[:, : sizes.token_width],
+        "routing_input": inputs[:, sizes.token_width : routing_end].T,
+        "hidden_input": inputs[:, routing_end:] * weights["hidden_scale"],
+        "recurrence": weights["gru.weight_hh_l0"],
+        "mix": weights["mix.weight"],
+        "this": weights["this.weight"],
+        "later": weights["later.weight"],
+    }
+    vectors = {
+        "token_scales": scales,
+        "hidden_mean": weights["hidden_mean"],
+        "input_bias": weights["gru.bias_ih_l0"],
+        "recurrence_bias": weights["gru.bias_hh_l0"],
+        "mix_bias": weights["mix.bias"],
+        "this_bias": weights["this.bias"],
+        "later_bias": weights["later.bias"],
+        "calibration": calibration,
+    }
+    arrays = {name: matrix.astype(np.float16) for name, matrix in matrices.items()}
+    arrays |= {name: vector.astype(np.float32) for name, vector in vectors.items()}
+    arrays["token_rows"] = np.rint(tokens / scales[:, None]).astype(np.int8)
+    return StoredPredictor(KIND, model, shape, sizes.to_dict(), arrays, history or {})
