@@ -24,7 +24,7 @@ def dense_input(experts: np.ndarray, weights: np.ndarray, number: int) -> np.nda
     """float32 [tokens, layers * number] with `input_values` at their experts' places."""
     spread = np.zeros((*experts.shape[:2], number + 1), np.float32)  # the last place takes NOBODY's zeros
     np.put_along_axis(spread, experts.astype(np.int64) % (number + 1), input_values(experts, weights), axis=-1)
-    return spread[..., :number].reshape(len(experts), -1)
+    return spread[..., :number].reshape(len(experts), experts.shape[1] * number)
 
 
 def sparse_input(experts: np.ndarray, weights: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:

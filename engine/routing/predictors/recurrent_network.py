@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.routing.predictors.network import PredictorNetwork
 from engine.routing.shape import RoutingShape
 from engine.routing.windows import Batch
 
@@ -34,7 +35,7 @@ class RecurrentSizes:
         return asdict(self)
 
 
-class RecurrentNetwork(nn.Module):
+class RecurrentNetwork(PredictorNetwork):
     """`model_embedding`: float [vocabulary, width], the model's own, frozen; a projection of it is added to what is
     learnt for each token, so that tokens never seen are like those the model takes for alike."""
 
@@ -45,6 +46,7 @@ class RecurrentNetwork(nn.Module):
     def __init__(self, shape: RoutingShape, sizes: RecurrentSizes, model_embedding: torch.Tensor | None = None) -> None:
         super().__init__()
         self.shape, self.sizes = shape, sizes
+        self.horizon, self.hidden_width = sizes.horizon, sizes.hidden_width
         width, state, head = sizes.token_width, sizes.state_width, sizes.head_width
         self.token = nn.Embedding(shape.vocabulary, width)
         nn.init.normal_(self.token.weight, std=0.02)
