@@ -36,18 +36,16 @@ def fit_logistic(
         z = x @ w
         return float((np.logaddexp(0, z) - y * z).sum() + 0.5 * strength * ((w - middle) ** 2).sum())
 
-    weights = middle.copy()
+    weights = np.zeros(x.shape[1])  # where curvature is largest; the centre may lie where there is none
     now = loss(weights)
     for _ in range(NEWTON_STEPS):
         p = sigmoid(x @ weights)
         gradient = x.T @ (p - y) + strength * (weights - middle)
         curvature = (x * (p * (1 - p))[:, None]).T @ x + strength * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)
-        share = 1.0
-        while share > 1e-3 and loss(weights - share * step) > now:
-            share /= 2
-        weights = weights - share * step
-        before, now = now, loss(weights)
-        if before - now <= CONVERGED * abs(before):
+        while (after := loss(weights - step)) > now and np.abs(step).max() > CONVERGED:
+            step /= 2
+        if now - after <= CONVERGED * now:
             break
+        weights, now = weights - step, after
     return weights

@@ -19,25 +19,28 @@ class Scores:
 
     def __init__(self, layers: int, experts: int, ks: Sequence[int]) -> None:
         self.ks = tuple(sorted({min(k, experts) for k in ks}))
-        self.tokens = 0
+        self.additions = 0
+        """Tokens; or layers of tokens, where those were added singly."""
         self._found = np.zeros((layers, len(self.ks)))
         self._named = np.zeros((layers, len(self.ks)))
         self._used = np.zeros(layers)
         self._bins = np.zeros((3, BINS))  # how many, sum of probabilities, how many used
 
-    def add(self, probabilities: np.ndarray, used: np.ndarray) -> None:
-        """probabilities: float [layers, experts] of one token; used: 0 or 1, what it really used.
+    def add(self, probabilities: np.ndarray, used: np.ndarray, layer: int | None = None) -> None:
+        """probabilities: float [layers, experts] of one token; used: 0 or 1, what it really used; same shape.
 
-        An expert of probability 0 is never named, however large k is.
+        With `layer`: both [experts], of that layer alone. An expert of probability 0 is never named, however large k.
         """
-        self.tokens += 1
-        self._used += used.sum(-1)
+        rows = slice(None) if layer is None else slice(layer, layer + 1)
+        probabilities, used = np.atleast_2d(probabilities), np.atleast_2d(used)
+        self.additions += 1
+        self._used[rows] += used.sum(-1)
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.ks[-1]]
         named = np.take_along_axis(probabilities, order, axis=-1) > 0
         right = np.cumsum(np.take_along_axis(used, order, axis=-1) * named, axis=-1)
         at = [k - 1 for k in self.ks]
-        self._found += right[:, at]
-        self._named += np.cumsum(named, axis=-1)[:, at]
+        self._found[rows] += right[:, at]
+        self._named[rows] += np.cumsum(named, axis=-1)[:, at]
         bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1).reshape(-1)
         for row, values in enumerate((None, probabilities.reshape(-1), used.reshape(-1))):
             self._bins[row] += np.bincount(bins, values, BINS)
@@ -71,7 +74,7 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {
-            "tokens": self.tokens,
+            "additions": self.additions,
             "recall": {str(k): self.recall(k) for k in self.ks},
             "precision": {str(k): self.precision(k) for k in self.ks},
             "recall_by_layer": self.recall_by_layer(self.ks[0]),
