@@ -56,6 +56,32 @@ def show_peers(report: Report) -> None:
     _show_rest(console, report)
 
 
+def show_predictors(report: Report) -> None:
+    """A line for each predictor and token it speaks of; then what routers know during a step, by distance."""
+    console = Console()
+    table = Table("predictor", "tokens ahead", "recall", "precision", "calibration error", "a token's cost")
+    for run in report["runs"]:
+        for row in run["rows"]:
+            cost = "" if row["tokens_ahead"] else f"{run['median_microseconds']:.0f} us"
+            ece = f"{row['calibration_error']:.3f}"
+            table.add_row(
+                run["predictor"], str(row["tokens_ahead"]), _at(row["recall"]), _at(row["precision"]), ece, cost
+            )
+    console.print(table)
+    console.print("Recall and precision of the k likeliest experts of a layer, counted for each token.")
+    told = [(run["predictor"], row) for run in report["runs"] for row in run.get("ahead", ())]
+    if not told:
+        return
+    table = Table("predictor", "layers ahead", "before the step", "router", "blended")
+    for name, row in told:
+        table.add_row(name, str(row["distance"]), *(_at(row[one]["recall"]) for one in ("before", "router", "blend")))
+    console.print(table)
+
+
+def _at(by_k: Mapping[str, float]) -> str:
+    return ", ".join(f"@{k} {value:.3f}" for k, value in by_k.items())
+
+
 def show_facts(report: Report) -> None:
     """Name and value, one a line."""
     table = Table("measured", "value")

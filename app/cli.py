@@ -11,6 +11,7 @@ from app.commands.chat import chat
 from app.commands.doctor import doctor
 from app.commands.models import models
 from app.commands.page import page
+from app.commands.train_predictor import train_predictor
 from app.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(page)
 app.command()(chat)
 app.command()(doctor)
+app.command()(train_predictor)
 app.add_typer(models, name="models")
 app.add_typer(bench, name="bench")
 

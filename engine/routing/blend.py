@@ -45,6 +45,17 @@ class Blend:
         a, b, c = np.moveaxis(self.coefficients[d, targets], -1, 0)[..., None]
         return sigmoid(a * logit(stage1[targets]) + b * logit(ahead[:reach]) + c)
 
+    def by_distance(self, stage1: np.ndarray, ahead: np.ndarray) -> list[np.ndarray]:
+        """A whole step at once: for distance d, float32 [layers - d, experts], layers d, d + 1, ... seen from d before.
+
+        stage1: [layers, experts]; ahead: [layers, distances, experts].
+        """
+        before, mixed = logit(stage1), []
+        for d in range(1, min(self.distances, ahead.shape[1], len(stage1) - 1) + 1):
+            a, b, c = self.coefficients[d - 1, d:].T[..., None]
+            mixed.append(sigmoid(a * before[d:] + b * logit(ahead[:-d, d - 1]) + c))
+        return mixed
+
 
 def fit_blend(predictor: RoutingPredictor, traces: Sequence[RoutingTrace]) -> Blend | None:
     """From conversations the predictor has not learnt; None where they have no `ahead`."""

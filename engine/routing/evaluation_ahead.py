@@ -30,14 +30,12 @@ def evaluate_ahead(
         assert trace.ahead is not None
         used = trace.multi_hot(shape.experts)
         for one in replay(predictor, trace, prompts_too):
-            for layer in range(shape.layers - 1):
-                ahead = trace.ahead[one.position, layer]
-                both = blend(layer, one.probabilities[0], ahead)
-                for distance, (by_source, mixed) in enumerate(zip(scores, both, strict=False), 1):
-                    target = layer + distance
-                    said = {"before": one.probabilities[0, target], "router": ahead[distance - 1], "blend": mixed}
-                    for source, probabilities in said.items():
-                        by_source[source].add(probabilities, used[one.position, target], target)
+            before, ahead = one.probabilities[0], trace.ahead[one.position]
+            mixed = blend.by_distance(before, ahead)
+            for distance, (by_source, both) in enumerate(zip(scores, mixed, strict=False), 1):
+                said = {"before": before[distance:], "router": ahead[:-distance, distance - 1], "blend": both}
+                for source, probabilities in said.items():
+                    by_source[source].add(probabilities, used[one.position, distance:], distance)
     return [
         {"distance": distance, **{source: one.to_dict() for source, one in by_source.items()}}
         for distance, by_source in enumerate(scores, 1)

@@ -19,21 +19,19 @@ class Scores:
 
     def __init__(self, layers: int, experts: int, ks: Sequence[int]) -> None:
         self.ks = tuple(sorted({min(k, experts) for k in ks}))
-        self.additions = 0
-        """Tokens; or layers of tokens, where those were added singly."""
+        self.tokens = 0
         self._found = np.zeros((layers, len(self.ks)))
         self._named = np.zeros((layers, len(self.ks)))
         self._used = np.zeros(layers)
         self._bins = np.zeros((3, BINS))  # how many, sum of probabilities, how many used
 
-    def add(self, probabilities: np.ndarray, used: np.ndarray, layer: int | None = None) -> None:
+    def add(self, probabilities: np.ndarray, used: np.ndarray, first_layer: int = 0) -> None:
         """probabilities: float [layers, experts] of one token; used: 0 or 1, what it really used; same shape.
 
-        With `layer`: both [experts], of that layer alone. An expert of probability 0 is never named, however large k.
+        Both begin with `first_layer`. An expert of probability 0 is never named, however large k.
         """
-        rows = slice(None) if layer is None else slice(layer, layer + 1)
-        probabilities, used = np.atleast_2d(probabilities), np.atleast_2d(used)
-        self.additions += 1
+        rows = slice(first_layer, None)
+        self.tokens += 1
         self._used[rows] += used.sum(-1)
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.ks[-1]]
         named = np.take_along_axis(probabilities, order, axis=-1) > 0
@@ -74,7 +72,7 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {
-            "additions": self.additions,
+            "tokens": self.tokens,
             "recall": {str(k): self.recall(k) for k in self.ks},
             "precision": {str(k): self.precision(k) for k in self.ks},
             "recall_by_layer": self.recall_by_layer(self.ks[0]),

@@ -23,7 +23,7 @@ def test_oracle_finds_everything_at_every_distance_that_exists():
     traces = conversations(3, 20)
     found = evaluate(Oracle(SHAPE, traces, horizon=3), traces)
     assert [row.recall(2) for row in found.rows] == [1, 1, 1]
-    assert [row.additions for row in found.rows] == [45, 42, 39]
+    assert [row.tokens for row in found.rows] == [45, 42, 39]
     assert found.rows[0].calibration_error() == 0
 
 

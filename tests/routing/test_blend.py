@@ -27,6 +27,18 @@ def test_it_computes_its_formula_for_each_layer_and_distance():
             assert mixed[distance - 1] == pytest.approx(sigmoid(odds), rel=1e-5)
 
 
+def test_a_whole_step_at_once_is_layer_by_layer():
+    (trace,) = conversations(1, 5, distances=3)
+    assert trace.ahead is not None
+    chance = np.random.default_rng(0)
+    blend = Blend(chance.normal(size=(3, SHAPE.layers, 3)))
+    stage1 = chance.random((SHAPE.layers, SHAPE.experts))
+    whole = blend.by_distance(stage1, trace.ahead[2])
+    for layer in range(SHAPE.layers):
+        for distance, mixed in enumerate(blend(layer, stage1, trace.ahead[2, layer]), 1):
+            assert np.allclose(whole[distance - 1][layer], mixed)
+
+
 def test_both_together_beat_either_and_nearer_routers_know_more():
     known, chosen, asked = (conversations(n, seed=s, distances=3) for n, s in ((30, 0), (8, 4), (5, 9)))
     table = fit_token_table(SHAPE, known)
