@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from engine.errors import Cancelled
 from engine.routing.predictors.network import PredictorNetwork
+from engine.routing.training_loss import loss_of
 from engine.routing.training_state import load_state, save_state
 from engine.routing.windows import Batch, Windows
 
@@ -113,18 +113,6 @@ def train(
     return state
 
 
-def loss_of(odds: torch.Tensor, batch: Batch, later_weight: float) -> torch.Tensor:
-    """Mean over tokens of the binary cross-entropy per layer, later rows weighted; odds as the network gives them."""
-    total = odds.new_zeros(())
-    tokens = odds.shape[1]
-    for row in range(odds.shape[2]):
-        counted = batch.inside & batch.known[:, row : row + tokens]
-        used = batch.used[:, row : row + tokens][counted]
-        loss = F.binary_cross_entropy_with_logits(odds[:, :, row][counted], used, reduction="sum")
-        total = total + (1.0 if row == 0 else later_weight) * loss / max(used.shape[0] * used.shape[1], 1)
-    return total
-
-
 @torch.no_grad()
 def recall_of(network: PredictorNetwork, windows: Windows, most: int = MEASURED_BATCHES) -> float:
     """Share of the used experts among the top k of row 0, over up to `most` batches spread over the windows."""
@@ -158,7 +146,7 @@ def _batches(windows: Windows, settings: TrainingSettings, first: int) -> Iterat
 def _step(network: PredictorNetwork, adam: torch.optim.Optimizer, batch: Batch, settings: TrainingSettings) -> None:
     network.train()
     adam.zero_grad(set_to_none=True)
-    loss_of(network(batch), batch, settings.later_weight).backward()
+    loss_of(network(batch), batch, settings.later_weight, network.listwise).backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     adam.step()
 

@@ -12,7 +12,8 @@ from engine.routing.evaluation import evaluate
 from engine.routing.predictors.recurrent import RecurrentPredictor, export
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.token_table import fit_token_table
-from engine.routing.training import TrainingSettings, loss_of, recall_of, train
+from engine.routing.training import TrainingSettings, recall_of, train
+from engine.routing.training_loss import loss_of
 from engine.routing.windows import Windows
 from tests.routing.synthetic import SHAPE, WIDTH, conversations
 
@@ -109,14 +110,22 @@ def test_minutes_limit_the_steps():
     assert 15 < state.steps < 5000 and state.seconds < 6
 
 
-def test_padding_and_what_lies_after_the_end_do_not_count():
+@pytest.mark.parametrize("listwise", [True, False])
+def test_padding_and_what_lies_after_the_end_do_not_count(listwise):
     trace = conversations(1, 20)[0]
     whole = Windows([trace], SHAPE.experts, 2, tokens=20, batch=1)
     padded = Windows([trace], SHAPE.experts, 2, tokens=32, batch=1)
     chance = torch.Generator().manual_seed(0)
     odds = torch.randn((1, 32, 2, SHAPE.layers, SHAPE.experts), generator=chance)
-    exact = loss_of(odds[:, :20], whole.load([(0, 0)]), 0.5)
-    assert loss_of(odds, padded.load([(0, 0)]), 0.5) == pytest.approx(float(exact), rel=1e-6)
+    exact = loss_of(odds[:, :20], whole.load([(0, 0)]), 0.5, listwise)
+    assert loss_of(odds, padded.load([(0, 0)]), 0.5, listwise) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_loss_of_knowing_nothing_is_known():
+    batch = Windows(conversations(1, 20), SHAPE.experts, 2, tokens=20, batch=1).load([(0, 0)])
+    blank = torch.zeros((1, 20, 2, SHAPE.layers, SHAPE.experts))
+    assert loss_of(blank, batch, 0.5, listwise=True) == pytest.approx(1.5 * np.log(8), rel=1e-5)
+    assert loss_of(blank, batch, 0.5, listwise=False) == pytest.approx(1.5 * 4 * np.log(2), rel=1e-5)
 
 
 def test_windows_cover_every_token_once_and_line_up_with_what_came_before():

@@ -12,12 +12,16 @@ from engine.routing.windows import Batch
 
 
 class PredictorNetwork(nn.Module):
-    """`horizon`: rows it gives; `hidden_width`, `prompt_tokens`: what it wants in a batch, 0 for nothing."""
+    """`horizon`: rows it gives; `hidden_width`, `prompt_tokens`: what it wants in a batch, 0 for nothing.
+
+    `listwise`: whether it learns each layer's experts against each other or every expert alone.
+    """
 
     shape: RoutingShape
     horizon: int
     hidden_width = 0
     prompt_tokens = 0
+    listwise = True
 
     @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor:

@@ -35,6 +35,7 @@ class TokenTransformer(PredictorNetwork):
     """`sizes`: of the T5 configuration; the id after the vocabulary's last ends every prompt, so that none is empty."""
 
     horizon = 1
+    listwise = False  # the paper's loss
     prompt_tokens = PROMPT_TOKENS
 
     def __init__(self, shape: RoutingShape, sizes: Mapping[str, Any] = PAPER_SIZES) -> None:
