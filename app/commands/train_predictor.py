@@ -30,8 +30,12 @@ def train_predictor(
     steps: Annotated[int, typer.Option(min=1, help="Most steps to train.")] = 20_000,
     measure_every: Annotated[int, typer.Option(min=1, help="Steps between two looks at validation recall.")] = 100,
     window: Annotated[int, typer.Option(min=2, help="Tokens the network is trained on at a time.")] = 96,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of a step.")] = 16,
     rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 3e-3,
     horizon: Annotated[int, typer.Option(min=1, help="Tokens predicted, the one whose id is known included.")] = 3,
+    token_width: Annotated[int, typer.Option(min=1, help="Numbers kept for each token.")] = 96,
+    state_width: Annotated[int, typer.Option(min=1, help="Numbers that remember the conversation.")] = 384,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="More of it for fewer traces.")] = 0.2,
     no_hidden: Annotated[bool, typer.Option("--no-hidden", help="Do without the model's residual stream.")] = False,
     prompts_too: Annotated[bool, typer.Option("--prompts-too", help="Measure on prompts as well.")] = False,
     seed: int = 0,
@@ -53,9 +57,16 @@ def train_predictor(
         if threads is not None:
             torch.set_num_threads(threads)
         settings = TrainingSettings(
-            steps=steps, minutes=minutes, window=window, rate=rate, seed=seed, measure_every=measure_every
+            steps=steps,
+            minutes=minutes,
+            window=window,
+            batch=batch,
+            rate=rate,
+            seed=seed,
+            measure_every=measure_every,
         )
-        training = PredictorTraining(kind, RecurrentSizes(horizon=horizon), settings, not no_hidden, prompts_too)
+        sizes = RecurrentSizes(horizon, token_width, state_width, state_width, dropout=dropout)
+        training = PredictorTraining(kind, sizes, settings, not no_hidden, prompts_too)
         recorded = read_traces(traces)
         with _interrupts() as interrupted:
             try:
