@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from engine.errors import PredictorUnusable
 from engine.routing.predictors import stored_matrix, weights_file
-from engine.routing.predictors.recurrent import READ_TOKENS, RecurrentPredictor, export
+from engine.routing.predictors.recurrent import MATRICES, READ_TOKENS, RecurrentPredictor, export
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
+from engine.routing.predictors.stored_matrix import Int8Rows
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import read_predictor, write_predictor
 from engine.routing.replay import replay
@@ -35,6 +36,21 @@ def random_network(hidden_width: int = WIDTH, **sizes) -> RecurrentNetwork:
     return network
 
 
+def as_stored(network: RecurrentNetwork) -> RecurrentNetwork:
+    """The same network with its matrices rounded as a file rounds them."""
+    arrays = export(network, CALIBRATION, "m").arrays
+    rows = {name: torch.from_numpy(Int8Rows(arrays[name], arrays[f"{name}_scales"]).widened()) for name in MATRICES}
+    inputs = [rows["token_input"], rows["routing_input"].T, rows["hidden_input"] / network.hidden_scale]
+    with torch.no_grad():
+        network.gru.weight_ih_l0.copy_(torch.cat(inputs, 1))
+        network.gru.weight_hh_l0.copy_(rows["recurrence"])
+        for name in ("mix", "this", "later"):
+            getattr(network, name).weight.copy_(rows[name])
+        network.token.weight.copy_(rows["tokens"])
+    network.projection = None
+    return network
+
+
 @pytest.fixture(params=["kernels", "numpy"])
 def products(request, monkeypatch):
     if request.param == "numpy":
@@ -43,15 +59,26 @@ def products(request, monkeypatch):
 
 @pytest.mark.parametrize("hidden_width", [0, WIDTH])
 def test_one_token_at_a_time_is_the_network_within_rounding(products, hidden_width):
-    network, (trace,) = random_network(hidden_width), conversations(1, 30)
+    whole, (trace,) = random_network(hidden_width), conversations(1, 30)
+    stored = export(whole, CALIBRATION, "m")
+    network = as_stored(whole)
     windows = Windows([trace], SHAPE.experts, 3, tokens=30, batch=1, hidden_width=hidden_width)
     with torch.no_grad():
         odds = network(windows.load([(0, 0)]))[0].numpy()
     expected = 1 / (1 + np.exp(-(odds * CALIBRATION[:, 0, None, None] + CALIBRATION[:, 1, None, None])))
-    predictor = RecurrentPredictor(export(network, CALIBRATION, "m"))
+    predictor = RecurrentPredictor(stored)
     for _ in range(2):  # the second conversation knows nothing of the first
         for one in replay(predictor, trace):
-            assert one.probabilities == pytest.approx(expected[one.position], abs=4e-3)
+            assert one.probabilities == pytest.approx(expected[one.position], abs=2e-5)
+
+
+def test_eight_bits_change_probabilities_little():
+    network, (trace,) = random_network(state_width=64, head_width=64), conversations(1, 30)
+    batch = Windows([trace], SHAPE.experts, 3, tokens=30, batch=1, hidden_width=WIDTH).load([(0, 0)])
+    with torch.no_grad():
+        before = network(batch).sigmoid()
+        after = as_stored(network)(batch).sigmoid()
+    assert float((after - before).abs().mean()) < 2e-3
 
 
 def test_only_the_end_of_a_long_prompt_is_read():

@@ -14,12 +14,13 @@ import torch
 from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
-from engine.routing.predictors.stored_matrix import StoredMatrix, StoredRows
+from engine.routing.predictors.stored_matrix import Int8Rows, StoredMatrix, StoredRows, to_int8
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.routing_input import sparse_input
 from engine.routing.trace import RoutingTrace
 
 KIND = "recurrent"
+MATRICES = ("tokens", "token_input", "routing_input", "hidden_input", "recurrence", "mix", "this", "later")
 READ_TOKENS = 256  # of a long prompt only so many are read: training windows are shorter than that
 
 
@@ -30,14 +31,15 @@ class RecurrentPredictor(RoutingPredictor):
         sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
         super().__init__(stored.shape, sizes.horizon)
         self.stored = stored
-        self._token_rows, self._token_scales = arrays["token_rows"], arrays["token_scales"]
-        self._token_input = StoredMatrix(arrays["token_input"])
-        self._routing_input = StoredRows(arrays["routing_input"])
-        self._hidden_input = StoredMatrix(arrays["hidden_input"]) if sizes.hidden_width else None
+        rows = {name: Int8Rows(arrays[name], arrays[f"{name}_scales"]) for name in MATRICES}
+        self._tokens = rows["tokens"]
+        self._token_input = StoredMatrix(rows["token_input"])
+        self._routing_input = StoredRows(rows["routing_input"])
+        self._hidden_input = StoredMatrix(rows["hidden_input"]) if sizes.hidden_width else None
         self._hidden_mean = arrays["hidden_mean"]
-        self._recurrence = StoredMatrix(arrays["recurrence"])
-        self._mix, self._this = StoredMatrix(arrays["mix"]), StoredMatrix(arrays["this"])
-        self._later = StoredMatrix(arrays["later"]) if self.horizon > 1 else None
+        self._recurrence = StoredMatrix(rows["recurrence"])
+        self._mix, self._this = StoredMatrix(rows["mix"]), StoredMatrix(rows["this"])
+        self._later = StoredMatrix(rows["later"]) if self.horizon > 1 else None
         self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
         self._calibration = arrays["calibration"]
         state, token, head = sizes.state_width, sizes.token_width, sizes.head_width
@@ -90,7 +92,7 @@ class RecurrentPredictor(RoutingPredictor):
         self.begin()
 
     def _advance(self, token_id: int) -> None:
-        np.multiply(self._token_rows[token_id], self._token_scales[token_id], out=self._token)
+        np.multiply(self._tokens.values[token_id], self._tokens.scales[token_id], out=self._token)
         width = len(self._state)
         entering = self._token_input.times(self._token)
         entering += self._pending
@@ -105,7 +107,7 @@ class RecurrentPredictor(RoutingPredictor):
 def export(
     network: RecurrentNetwork, calibration: np.ndarray, model: str, history: Mapping[str, Any] | None = None
 ) -> StoredPredictor:
-    """What a file holds: matrices in fp16, token embeddings (the model's share folded in) in int8 with a scale a row.
+    """What a file holds: MATRICES in int8 with a scale a row, the model's share of the token embedding folded in.
 
     calibration: float [horizon, 2], slope and offset of each row's log odds.
     """
@@ -113,9 +115,9 @@ def export(
     weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
     with torch.no_grad():
         tokens = network.embed(torch.arange(shape.vocabulary)).numpy()
-    scales = np.maximum(np.abs(tokens).max(1) / 127, 1e-12).astype(np.float32)
     inputs, routing_end = weights["gru.weight_ih_l0"], sizes.token_width + shape.outputs
     matrices = {
+        "tokens": tokens,
         "token_input": inputs[:, : sizes.token_width],
         "routing_input": inputs[:, sizes.token_width : routing_end].T,
         "hidden_input": inputs[:, routing_end:] * weights["hidden_scale"],
@@ -125,7 +127,6 @@ def export(
         "later": weights["later.weight"],
     }
     vectors = {
-        "token_scales": scales,
         "hidden_mean": weights["hidden_mean"],
         "input_bias": weights["gru.bias_ih_l0"],
         "recurrence_bias": weights["gru.bias_hh_l0"],
@@ -134,7 +135,8 @@ def export(
         "later_bias": weights["later.bias"],
         "calibration": calibration,
     }
-    arrays = {name: matrix.astype(np.float16) for name, matrix in matrices.items()}
-    arrays |= {name: vector.astype(np.float32) for name, vector in vectors.items()}
-    arrays["token_rows"] = np.rint(tokens / scales[:, None]).astype(np.int8)
+    arrays = {name: vector.astype(np.float32) for name, vector in vectors.items()}
+    for name in MATRICES:
+        rounded = to_int8(matrices[name])
+        arrays |= {name: rounded.values, f"{name}_scales": rounded.scales}
     return StoredPredictor(KIND, model, shape, sizes.to_dict(), arrays, history or {})
