@@ -35,7 +35,7 @@ def weights(of: RecurrentNetwork) -> list[np.ndarray]:
 
 
 def test_context_is_learnt_and_probabilities_mean_something():
-    settings = TrainingSettings(steps=500, batch=8, window=32, rate=1e-2, measure_every=50)
+    settings = TrainingSettings(steps=300, batch=8, window=32, rate=1e-2, measure_every=50)
     known, unknown = windows(120, tokens=32, batch=8), windows(10, 7, tokens=32, batch=8)
     learner = network()
     state = train(learner, known, unknown, settings)
