@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -54,6 +55,40 @@ def show_peers(report: Report) -> None:
     for name, ratio in report["ratios"].items():
         console.print(f"{name}: {_number(ratio)}")
     _show_rest(console, report)
+
+
+def show_predictors(report: Report) -> None:
+    """A line for each predictor and token it speaks of; then what routers know during a step, by distance."""
+    console = Console()
+    ks = list(report["runs"][0]["rows"][0]["recall"])
+    table = Table("predictor", "ahead", *(f"recall@{k}" for k in ks), f"precision@{ks[0]}", "ECE", "cost")
+    for run in report["runs"]:
+        for row in run["rows"]:
+            table.add_row(
+                Path(run["predictor"]).name,
+                str(row["tokens_ahead"]),
+                *(f"{row['recall'][k]:.3f}" for k in ks),
+                f"{row['precision'][ks[0]]:.3f}",
+                f"{row['calibration_error']:.3f}",
+                "" if row["tokens_ahead"] else f"{run['median_microseconds']:.0f} us",
+            )
+    console.print(table)
+    console.print(
+        "ahead: tokens after the one whose id is known; recall@k: share of a token's experts among the k likeliest of "
+        "their layer; ECE: expected calibration error; cost: of a token, predicting and being told."
+    )
+    told = [(run["predictor"], row) for run in report["runs"] for row in run.get("ahead", ())]
+    if told:
+        console.print(_ahead_table(told, ks[0]))
+
+
+def _ahead_table(told: Iterable[tuple[str, Report]], k: str) -> Table:
+    """Recall at k of the same layers, by how many layers before them it is asked."""
+    table = Table("predictor", "layers ahead", "before the step", "router", "blended", title=f"recall@{k} in the step")
+    for name, row in told:
+        recalls = (f"{row[source]['recall'][k]:.3f}" for source in ("before", "router", "blend"))
+        table.add_row(Path(name).name, str(row["distance"]), *recalls)
+    return table
 
 
 def show_facts(report: Report) -> None:

@@ -13,6 +13,7 @@ from app.commands.models import models
 from app.commands.page import page
 from app.commands.simulate import simulate
 from app.commands.trace import trace
+from app.commands.train_predictor import train_predictor
 from app.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app.callback(invoke_without_command=True)(page)
 app.command()(chat)
 app.command()(doctor)
 app.command()(simulate)
+app.command()(train_predictor)
 app.add_typer(models, name="models")
 app.add_typer(bench, name="bench")
 app.add_typer(trace, name="trace")

@@ -84,6 +84,10 @@ class BuildFailed(EngineError):
     """The built-in model could not be built from its parts."""
 
 
+class PredictorUnusable(EngineError):
+    """A predictor's file is damaged, of another version, or learnt another model's routing."""
+
+
 class PortInUse(EngineError):
     """Another program (or another instance) listens on the port."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -129,6 +130,32 @@ def bench_peers(
         return run_bench_peers(settings, on_progress)
 
     present(work, show_peers, as_json)
+
+
+@bench.command("predictor")
+@command
+def bench_predictor(
+    traces: Annotated[list[Path], typer.Option(help="A file of recorded routing; may be given again.")],
+    predictors: Annotated[
+        str, typer.Option(help="none, previous, table, oracle or files of trained ones, with commas.")
+    ] = "none,previous,table,oracle",
+    horizon: Annotated[int, typer.Option(min=1, help="Tokens the untrained ones predict, the known one included.")] = 3,
+    prompts_too: Annotated[bool, typer.Option("--prompts-too", help="Count prompts' tokens too.")] = False,
+    all_conversations: Annotated[
+        bool, typer.Option("--all", help="All conversations, not only those that nothing was trained on.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recall, precision, calibration and cost of predictors of routing, on conversations they have not seen."""
+    from app.bench_tables import show_predictors
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_predictor import PredictorBench, run_bench_predictor
+
+        settings = PredictorBench(tuple(traces), _list(predictors), horizon, prompts_too, all_conversations)
+        return run_bench_predictor(settings, on_progress)
+
+    present(work, show_predictors, as_json)
 
 
 def _list(text: str) -> tuple[str, ...]:

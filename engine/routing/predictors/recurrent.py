@@ -1,0 +1,142 @@
+"""The recurrent predictor at work: the trained GRU one token at a time, in numpy and the compiled kernels.
+
+The names of the arrays are those of the file that `export` makes; `recurrent_network.py` says what they compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.routing.logistic import sigmoid
+from engine.routing.predictors.interface import RoutingPredictor
+from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
+from engine.routing.predictors.stored_matrix import Int8Rows, StoredMatrix, StoredRows, to_int8
+from engine.routing.predictors.weights_file import StoredPredictor
+from engine.routing.routing_input import sparse_input
+from engine.routing.trace import RoutingTrace
+
+KIND = "recurrent"
+MATRICES = ("tokens", "token_input", "routing_input", "hidden_input", "recurrence", "mix", "this", "later")
+READ_TOKENS = 256  # of a long prompt only so many are read: training windows are shorter than that
+
+
+class RecurrentPredictor(RoutingPredictor):
+    """Costs five products of a matrix and a vector for `predict` and at most one for `observed`."""
+
+    def __init__(self, stored: StoredPredictor) -> None:
+        sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
+        super().__init__(stored.shape, sizes.horizon)
+        self.stored = stored
+        rows = {name: Int8Rows(arrays[name], arrays[f"{name}_scales"]) for name in MATRICES}
+        self._tokens = rows["tokens"]
+        self._token_input = StoredMatrix(rows["token_input"])
+        self._routing_input = StoredRows(rows["routing_input"])
+        self._hidden_input = StoredMatrix(rows["hidden_input"]) if sizes.hidden_width else None
+        self._hidden_mean = arrays["hidden_mean"]
+        self._recurrence = StoredMatrix(rows["recurrence"])
+        self._mix, self._this = StoredMatrix(rows["mix"]), StoredMatrix(rows["this"])
+        self._later = StoredMatrix(rows["later"]) if self.horizon > 1 else None
+        self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
+        self._calibration = arrays["calibration"]
+        state, token, head = sizes.state_width, sizes.token_width, sizes.head_width
+        self._with_token = np.zeros(state + token, np.float32)
+        self._state = self._with_token[:state]
+        self._token = self._with_token[state:]
+        self._head = np.zeros(head + token, np.float32)
+        self._pending = self._biases["input"].copy()
+        self._out = self._empty()
+        self._warm_up()
+
+    def begin(self) -> None:
+        self._state[:] = 0
+        self._pending[:] = self._biases["input"]
+
+    def read(self, rows: RoutingTrace) -> None:
+        rows = rows.rows(max(len(rows) - READ_TOKENS, 0), len(rows))
+        for position, token in enumerate(rows.token_ids.tolist()):
+            self._advance(token)
+            hidden = None if rows.hidden is None else rows.hidden[position]
+            self.observed(rows.experts[position], rows.weights[position], hidden)
+
+    def predict(self, token_id: int) -> np.ndarray:
+        self._advance(token_id)
+        mixed = np.maximum(self._mix.times(self._with_token) + self._biases["mix"], 0)
+        this, later = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+        self._head[: len(this)], self._head[len(this) :] = this, self._token
+        rows = self._out.reshape(self.horizon, -1)
+        np.add(self._this.times(self._head), self._biases["this"], out=rows[0])
+        if self._later is not None:
+            rows[1:] = (self._later.times(later) + self._biases["later"]).reshape(self.horizon - 1, -1)
+        rows *= self._calibration[:, :1]
+        rows += self._calibration[:, 1:]
+        rows[:] = sigmoid(rows)
+        return self._out
+
+    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
+        places, values = sparse_input(experts, weights, self.shape.experts)
+        self._pending[:] = self._biases["input"]
+        self._routing_input.add(places, values, self._pending)
+        if hidden is not None and self._hidden_input is not None:
+            self._pending += self._hidden_input.times(hidden.astype(np.float32) - self._hidden_mean)
+
+    def _warm_up(self) -> None:
+        """Has the kernels compiled before the first token asks for them."""
+        self.begin()
+        self.predict(0)
+        nothing = np.zeros((self.shape.layers, self.shape.top_k))
+        self.observed(nothing.astype(np.int16), nothing, None)
+        self.begin()
+
+    def _advance(self, token_id: int) -> None:
+        np.multiply(self._tokens.values[token_id], self._tokens.scales[token_id], out=self._token)
+        width = len(self._state)
+        entering = self._token_input.times(self._token)
+        entering += self._pending
+        staying = self._recurrence.times(self._state)
+        staying += self._biases["recurrence"]
+        gates = sigmoid(entering[: 2 * width] + staying[: 2 * width])
+        reset, update = gates[:width], gates[width:]
+        fresh = np.tanh(entering[2 * width :] + reset * staying[2 * width :])
+        self._state += (1 - update) * (fresh - self._state)
+
+
+def export(
+    network: RecurrentNetwork, calibration: np.ndarray, model: str, history: Mapping[str, Any] | None = None
+) -> StoredPredictor:
+    """What a file holds: MATRICES in int8 with a scale a row, the model's share of the token embedding folded in.
+
+    calibration: float [horizon, 2], slope and offset of each row's log odds.
+    """
+    shape, sizes = network.shape, network.sizes
+    weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        tokens = network.embed(torch.arange(shape.vocabulary)).numpy()
+    inputs, routing_end = weights["gru.weight_ih_l0"], sizes.token_width + shape.outputs
+    matrices = {
+        "tokens": tokens,
+        "token_input": inputs[:, : sizes.token_width],
+        "routing_input": inputs[:, sizes.token_width : routing_end].T,
+        "hidden_input": inputs[:, routing_end:] * weights["hidden_scale"],
+        "recurrence": weights["gru.weight_hh_l0"],
+        "mix": weights["mix.weight"],
+        "this": weights["this.weight"],
+        "later": weights["later.weight"],
+    }
+    vectors = {
+        "hidden_mean": weights["hidden_mean"],
+        "input_bias": weights["gru.bias_ih_l0"],
+        "recurrence_bias": weights["gru.bias_hh_l0"],
+        "mix_bias": weights["mix.bias"],
+        "this_bias": weights["this.bias"],
+        "later_bias": weights["later.bias"],
+        "calibration": calibration,
+    }
+    arrays = {name: vector.astype(np.float32) for name, vector in vectors.items()}
+    for name in MATRICES:
+        rounded = to_int8(matrices[name])
+        arrays |= {name: rounded.values, f"{name}_scales": rounded.scales}
+    return StoredPredictor(KIND, model, shape, sizes.to_dict(), arrays, history or {})
