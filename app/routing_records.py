@@ -17,8 +17,8 @@ from engine.paths import data_dir
 
 if TYPE_CHECKING:
     from engine import Engine
-    from engine.routing.trace_store import TraceStore, TraceSummary
-    from engine.routing.traced_model import TracedModel
+    from engine.routing.traces.trace_store import TraceStore, TraceSummary
+    from engine.routing.traces.traced_model import TracedModel
 
 MEGABYTE = 1_000_000
 
@@ -41,7 +41,7 @@ def recorded_files() -> list[Path]:
 
 def recorded() -> list[TraceSummary]:
     """What each file holds. Raises TraceStoreUnavailable."""
-    from engine.routing.trace_store import TraceStore
+    from engine.routing.traces.trace_store import TraceStore
 
     summaries = []
     for path in recorded_files():
@@ -52,7 +52,7 @@ def recorded() -> list[TraceSummary]:
 
 def forget_all() -> int:
     """Empties every file; returns the bytes freed. Raises the first TraceStoreUnavailable, after trying all."""
-    from engine.routing.trace_store import forget_file
+    from engine.routing.traces.trace_store import forget_file
 
     freed, errors = 0, []
     for path in recorded_files():
@@ -141,7 +141,7 @@ class RoutingRecords:
                 self._store = None
 
     def _begin(self) -> None:
-        from engine.routing.trace_store import TraceStore
+        from engine.routing.traces.trace_store import TraceStore
 
         if self._engine is None:
             return

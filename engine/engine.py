@@ -39,10 +39,10 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
-from engine.routing.recording import Recording
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_store import TraceStore
-from engine.routing.traced_model import TracedModel, identify
+from engine.routing.traces.recording import Recording
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.traced_model import TracedModel, identify
 from engine.snapshot import ChatEvent, EngineSnapshot
 
 

@@ -14,7 +14,8 @@ from app.terminal import INTERRUPTED, AsJson, command, present
 from app.terminal_progress import Progress
 
 if TYPE_CHECKING:
-    from engine.routing.trace_store import TraceSummary
+    from engine.routing.traces.trace_store import TraceSummary
+    from engine.routing.traces.traced_model import TracedModel
 
 trace = typer.Typer(help="Record which experts prompts use; `trace show` and `trace forget` what was recorded.")
 
@@ -72,7 +73,7 @@ def forget(
 ) -> None:
     """Deletes what was recorded: of your chats, or in FILE."""
     from app.routing_records import forget_all, records_dir
-    from engine.routing.trace_store import forget_file
+    from engine.routing.traces.trace_store import forget_file
 
     what = f"all recorded routing in {file or records_dir()}"
     if not yes and not typer.confirm(f"Delete {what}?", err=True):
@@ -92,7 +93,7 @@ def _record(
     from app.terminal_chat import ctrl_c_cancels
     from engine import Engine
     from engine.lab.trace_prompts import trace_prompts
-    from engine.routing.trace_store import TraceStore
+    from engine.routing.traces.trace_store import TraceStore
 
     if out.exists():
         TraceStore(out).close()  # a file that cannot be used is told before anything is loaded
@@ -113,7 +114,7 @@ def _record(
 
 def _summaries(file: Path | None) -> list[TraceSummary]:
     from app.routing_records import recorded
-    from engine.routing.trace_store import TraceStore
+    from engine.routing.traces.trace_store import TraceStore
 
     if file is None:
         return recorded()
@@ -124,11 +125,15 @@ def _summaries(file: Path | None) -> list[TraceSummary]:
 def _facts(summary: TraceSummary) -> dict[str, Any]:
     return {
         "path": str(summary.path),
-        "model": None if summary.model is None else vars(summary.model),
+        "model": None if summary.model is None else _named(summary.model),
         "conversations": summary.conversations,
         "tokens": summary.tokens,
         "bytes": summary.bytes,
     }
+
+
+def _named(model: TracedModel) -> dict[str, Any]:
+    return {"name": model.name, "fingerprint": model.fingerprint, **model.shape.to_dict()}
 
 
 def _show_files(found: list[TraceSummary]) -> None:
@@ -141,10 +146,16 @@ def _show_files(found: list[TraceSummary]) -> None:
     table = Table("model", "layers x experts", "per token", "conversations", "tokens", "size")
     table.add_column("where", overflow="fold")
     for one in found:
-        model = one.model
-        shape = ("", "", "") if model is None else (model.name, f"{model.layers} x {model.experts}", str(model.top_k))
-        table.add_row(*shape, str(one.conversations), f"{one.tokens:,}", f"{one.bytes / 1e6:.1f} MB", str(one.path))
+        table.add_row(
+            *_columns(one.model), str(one.conversations), f"{one.tokens:,}", f"{one.bytes / 1e6:.1f} MB", str(one.path)
+        )
     Console().print(table)
+
+
+def _columns(model: TracedModel | None) -> tuple[str, str, str]:
+    if model is None:
+        return "", "", ""
+    return model.name, f"{model.shape.layers} x {model.shape.experts}", str(model.shape.top_k)
 
 
 def _show_run(report: dict[str, Any]) -> None:

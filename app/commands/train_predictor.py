@@ -49,10 +49,10 @@ def train_predictor(
         import torch
 
         from engine.errors import Cancelled
-        from engine.routing.predictor_training import PredictorTraining, train_predictor
         from engine.routing.predictors.recurrent_network import RecurrentSizes
-        from engine.routing.trace_files import read_traces
-        from engine.routing.training import TrainingSettings
+        from engine.routing.traces.trace_set import read_traces
+        from engine.routing.training.predictor_training import PredictorTraining, train_predictor
+        from engine.routing.training.train import TrainingSettings
 
         if threads is not None:
             torch.set_num_threads(threads)

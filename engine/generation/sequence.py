@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from engine.cache.expert_cache import ExpertCache
 from engine.model.kv_cache import KvCache, context_full
-from engine.routing.recorder import RoutingRecorder
+from engine.routing.traces.recorder import RoutingRecorder
 
 OnChunk = Callable[[int, int], None]
 

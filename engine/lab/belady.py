@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.cache.policies import Belady, EvictionPolicy
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 Step = Sequence[tuple[int, Sequence[int]]]
 """One forward step: (layer, the distinct experts it needs) in the order of computation."""

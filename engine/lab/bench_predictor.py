@@ -9,13 +9,13 @@ from typing import Any
 
 from engine.lab.report import make_report, ratio
 from engine.routing.blend import blend_of
-from engine.routing.evaluation import evaluate
-from engine.routing.evaluation_ahead import evaluate_ahead
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.registry import PredictorSources, make_predictor
-from engine.routing.split import split_by_conversation
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_files import read_traces
+from engine.routing.scoring.evaluation import evaluate
+from engine.routing.scoring.evaluation_ahead import evaluate_ahead
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_set import read_traces
+from engine.routing.training.split import split_by_conversation
 
 Progress = Callable[[str, int, int], None]
 

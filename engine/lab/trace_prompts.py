@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ContextFull, InvalidSetting, TraceStoreUnavailable
 from engine.lab.prompts import Messages
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace_store import TraceStore
 
 if TYPE_CHECKING:
     from engine import Engine

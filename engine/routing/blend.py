@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from engine.routing.logistic import fit_logistic, logit, sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
-from engine.routing.replay import replay
-from engine.routing.trace import RoutingTrace
+from engine.routing.scoring.replay import replay
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.training.logistic import fit_logistic, logit, sigmoid
 
 ARRAY = "blend"
 START = np.array([1.0, 0.0, 0.0])  # stage 1 alone

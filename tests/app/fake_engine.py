@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
-from engine.routing.traced_model import TracedModel
+from engine.routing.shape import RoutingShape
+from engine.routing.traces.traced_model import TracedModel
 
 LAYERS, EXPERTS, TOP_K = 12, 16, 2
 SLOT_BYTES = 4_423_680
@@ -107,7 +108,7 @@ class FakeEngine:
         self.closed = False
         self.store = None
         self.recording_problem = None
-        self.traced_model = TracedModel("demo", "0123456789abcdef", LAYERS, EXPERTS, TOP_K)
+        self.traced_model = TracedModel("demo", "0123456789abcdef", RoutingShape(LAYERS, EXPERTS, TOP_K, 1000))
         self._stats = FakeStats()
         self._busy = threading.Lock()
         self._cancel = threading.Event()

@@ -12,8 +12,8 @@ from app.routing_records import RoutingRecords, recorded, recorded_files, record
 from app.settings import load_settings, save_changes
 from app.ui.routing_records import explanation, state_words
 from engine import Engine
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_store import TraceStore
 from tests.app.fake_engine import EXPERTS, LAYERS, TOP_K, FakeEngine
 from tests.tiny_chat_model import tiny_chat_checkpoint
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from engine.routing.trace_store import TraceStore
-from engine.routing.traced_model import TracedModel
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.traced_model import TracedModel
 from tests.app.test_cli import home, run, run_json  # noqa: F401 - home is a fixture
 from tests.routing.traces import MODEL, made_up
 from tests.tiny_chat_model import tiny_chat_checkpoint
@@ -36,7 +38,7 @@ def test_every_policy_budget_and_link_is_a_run(recorded):
         assert by_name[budget, "stall:50%", "clairvoyant"]["stall_share"] < 0.5
         assert by_name[budget, "stall:50%", "belady"]["hit_rate"] > max(run["hit_rate"] for run in plain)
     curve = report["lru_curve"]["lru"]
-    assert len(curve) == MODEL.layers * MODEL.experts + 1 and curve == sorted(curve)
+    assert len(curve) == MODEL.shape.outputs + 1 and curve == sorted(curve)
 
 
 def test_the_table_says_that_it_is_simulated(recorded):
@@ -58,7 +60,7 @@ def test_what_cannot_be_simulated_is_said(recorded, more, words):
 
 def test_traces_of_another_model_are_refused(tmp_path):
     path = tmp_path / "other.sqlite"
-    TraceStore(path, TracedModel("other", "f00d", MODEL.layers + 1, MODEL.experts, MODEL.top_k)).close()
+    TraceStore(path, TracedModel("other", "f00d", replace(MODEL.shape, layers=4))).close()
     assert "recorded with another model, other" in run(*simulate(path), code=2).stderr
 
 

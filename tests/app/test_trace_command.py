@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from app.routing_records import recorded, recorded_files
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace_store import TraceStore
 from tests.app.test_cli import greedy, home, run, run_json, start  # noqa: F401 - home is a fixture
 from tests.tiny_chat_model import tiny_chat_checkpoint
 from tests.tiny_models import tiny_checkpoint

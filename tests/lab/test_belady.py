@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.cache.policies import LRU, DecayedLFU, LayerLRU
 from engine.lab.belady import belady_bytes, decoded_steps, replay, replay_belady
-from engine.routing.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 LAYERS, EXPERTS, TOP_K = 2, 4, 2
 

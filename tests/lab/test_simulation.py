@@ -15,7 +15,7 @@ from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, Simulator
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 LAYERS, EXPERTS, TOP_K = 4, 6, 2
 EXPERT_BYTES = 1 << 20

@@ -6,10 +6,15 @@ topic, a third to token and the token before: a table by token id can be right i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from engine.routing.shape import RoutingShape
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.traced_model import TracedModel
 
 SHAPE = RoutingShape(layers=6, experts=8, top_k=2, vocabulary=24)
 TOPICS = 2
@@ -29,6 +34,14 @@ def conversations(
         _conversation(f"chat {seed}-{n}", tokens, shape, (first_of, by_topic, by_pair), chance, distances)
         for n in range(count)
     ]
+
+
+def write_traces(path: Path, traces: Iterable[RoutingTrace], model: str = "model one") -> Path:
+    """A trace file of a model with that fingerprint."""
+    with TraceStore(path, TracedModel(model, model, SHAPE)) as store:
+        for trace in traces:
+            store.append(0, trace)
+    return path
 
 
 def _two_of(random: np.random.Generator, experts: int, rows: int) -> np.ndarray:

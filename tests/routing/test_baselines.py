@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from engine.lab.routing_statistics import adjacent_overlap, token_table_recall
-from engine.routing.evaluation import evaluate
 from engine.routing.predictors.baselines import NoPrediction, Oracle, PreviousToken
 from engine.routing.predictors.token_table import PRIOR_TOKENS, fit_token_table
-from engine.routing.replay import replay
+from engine.routing.scoring.evaluation import evaluate
+from engine.routing.scoring.replay import replay
 from tests.routing.synthetic import SHAPE, conversations
 
 

@@ -20,14 +20,14 @@ from app.cli import app
 from engine.checkpoint.token_embedding import read_token_embedding
 from engine.errors import Cancelled, InvalidSetting, UnsupportedModel
 from engine.routing.blend import blend_of
-from engine.routing.predictor_training import PredictorTraining, make_network, train_predictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.registry import load_predictor
 from engine.routing.predictors.weights_file import read_predictor
-from engine.routing.split import split_by_conversation
-from engine.routing.trace_files import TraceSet, write_npz
-from engine.routing.training import TrainingSettings
-from tests.routing.synthetic import SHAPE, WIDTH, conversations
+from engine.routing.traces.trace_set import TraceSet
+from engine.routing.training.predictor_training import PredictorTraining, make_network, train_predictor
+from engine.routing.training.split import split_by_conversation
+from engine.routing.training.train import TrainingSettings
+from tests.routing.synthetic import SHAPE, WIDTH, conversations, write_traces
 
 ROOT = Path(__file__).parents[2]
 SIZES = RecurrentSizes(horizon=2, token_width=8, state_width=16, head_width=16)
@@ -112,8 +112,7 @@ def command(*arguments: object, code: int = 0) -> str:
 
 
 def test_commands_train_and_compare(tmp_path):
-    file, out = tmp_path / "t.npz", tmp_path / "p.safetensors"
-    write_npz(file, "model one", SHAPE, recorded().traces)
+    file, out = write_traces(tmp_path / "t.sqlite", recorded().traces), tmp_path / "p.safetensors"
     quick = ("--steps", 12, "--window", 16, "--measure-every", 6, "--horizon", 2)
     report = json.loads(command("train-predictor", "--traces", file, "--out", out, *quick, "--json"))
     assert report["history"]["steps"] == 12 and load_predictor(out).horizon == 2
@@ -129,14 +128,13 @@ def test_commands_train_and_compare(tmp_path):
 
 
 def test_commands_refuse_in_words(tmp_path):
-    error = json.loads(command("train-predictor", "--traces", tmp_path / "no.npz", "--out", "x", "--json", code=2))
-    assert "no.npz" in error["error"]["cause"]
+    error = json.loads(command("train-predictor", "--traces", tmp_path / "no.sqlite", "--out", "x", "--json", code=2))
+    assert "no.sqlite" in error["error"]["cause"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C of a child process is another thing there")
 def test_ctrl_c_leaves_a_checkpoint(tmp_path):
-    file, out = tmp_path / "t.npz", tmp_path / "p.safetensors"
-    write_npz(file, "model one", SHAPE, recorded().traces)
+    file, out = write_traces(tmp_path / "t.sqlite", recorded().traces), tmp_path / "p.safetensors"
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "train-predictor", "--traces", file, "--out", out, "--steps", "100000"],
         cwd=ROOT,

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from engine import Engine
 from engine.errors import Cancelled, TransferFailed, UnsupportedModel
-from engine.routing.recorder import FLUSHED_ROWS, RoutingRecorder
-from engine.routing.trace import NOBODY, RoutingTrace, joined
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.recorder import FLUSHED_ROWS, RoutingRecorder
+from engine.routing.traces.trace import NOBODY, RoutingTrace, joined
+from engine.routing.traces.trace_store import TraceStore
 from tests.engine.test_exactness import prompt_of
 from tests.tiny_models import tiny_checkpoint
 

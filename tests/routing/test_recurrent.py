@@ -16,10 +16,10 @@ from engine.routing.predictors.recurrent_network import RecurrentNetwork, Recurr
 from engine.routing.predictors.stored_matrix import Int8Rows
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import read_predictor, write_predictor
-from engine.routing.replay import replay
-from engine.routing.scores import Scores
+from engine.routing.scoring.replay import replay
+from engine.routing.scoring.scores import Scores
 from engine.routing.shape import RoutingShape
-from engine.routing.windows import Windows
+from engine.routing.training.windows import Windows
 from tests.routing.synthetic import SHAPE, WIDTH, conversations
 
 CALIBRATION = np.array([[1.3, -0.2], [0.8, 0.1], [1.0, 0.0]])

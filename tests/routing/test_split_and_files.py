@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import InvalidSetting
-from engine.routing.split import part_of, split_by_conversation
-from engine.routing.trace_files import read_traces, write_npz
-from tests.routing.synthetic import SHAPE, conversations
+from engine.errors import InvalidSetting, TraceStoreUnavailable
+from engine.routing.traces.trace_set import read_traces
+from engine.routing.training.split import part_of, split_by_conversation
+from tests.routing.synthetic import SHAPE, conversations, write_traces
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=60), st.randoms(use_true_random=False))
@@ -42,27 +42,26 @@ def test_too_few_conversations_say_so():
 
 def test_files_give_back_what_was_written(tmp_path):
     first, second = conversations(2, 10, distances=2), conversations(1, 7, seed=5)
-    write_npz(tmp_path / "a.npz", "m", SHAPE, [replace(first[0], hidden=None), first[1]])
-    write_npz(tmp_path / "b.npz", "m", SHAPE, second)
-    found = read_traces([tmp_path / "a.npz", tmp_path / "b.npz"])
-    assert (found.model, found.shape, found.tokens) == ("m", SHAPE, 27)
+    one = write_traces(tmp_path / "a.sqlite", [replace(first[0], hidden=None), first[1]])
+    other = write_traces(tmp_path / "b.sqlite", second)
+    found = read_traces([one, other])
+    assert (found.model, found.shape, found.tokens) == ("model one", SHAPE, 27)
     assert [trace.conversation for trace in found.traces] == [t.conversation for t in first + second]
     assert found.traces[0].hidden is None and found.traces[2].ahead is None
-    assert np.array_equal(found.traces[1].ahead, first[1].ahead)
+    assert np.array_equal(found.traces[1].ahead, first[1].ahead.astype(np.float16))
     assert np.array_equal(found.traces[2].experts, second[0].experts)
 
 
 def test_files_of_two_models_do_not_mix(tmp_path):
-    for name in ("a", "b"):
-        write_npz(tmp_path / f"{name}.npz", name, SHAPE, conversations(1, 5))
+    files = [write_traces(tmp_path / f"{name}.sqlite", conversations(1, 5), model=name) for name in ("a", "b")]
     with pytest.raises(InvalidSetting, match="another model"):
-        read_traces([tmp_path / "a.npz", tmp_path / "b.npz"])
+        read_traces(files)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("content", [None, b"no database, but long enough to be taken for one" * 100])
 def test_what_is_no_file_of_traces_is_named(tmp_path, content):
-    file = tmp_path / "t.npz"
+    file = tmp_path / "t.sqlite"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InvalidSetting, match="t.npz"):
+    with pytest.raises(TraceStoreUnavailable, match="t.sqlite"):
         read_traces([file])

@@ -8,10 +8,10 @@ import torch
 
 from engine.routing.predictors.token_transformer import TokenTransformer, TokenTransformerPredictor, export
 from engine.routing.predictors.weights_file import read_predictor, write_predictor
-from engine.routing.replay import replay
+from engine.routing.scoring.replay import replay
 from engine.routing.shape import RoutingShape
-from engine.routing.training import TrainingSettings, recall_of, train
-from engine.routing.windows import Windows
+from engine.routing.training.train import TrainingSettings, recall_of, train
+from engine.routing.training.windows import Windows
 from tests.routing.synthetic import SHAPE, conversations
 
 SMALL = {"d_model": 16, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_kv": 8}

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import TraceStoreUnavailable
-from engine.routing.trace import joined
-from engine.routing.trace_file import FORMAT
-from engine.routing.trace_store import TraceStore, forget_file
-from engine.routing.trace_writer import TraceWriter
+from engine.routing.traces.trace import joined
+from engine.routing.traces.trace_file import FORMAT
+from engine.routing.traces.trace_store import TraceStore, forget_file
+from engine.routing.traces.trace_writer import TraceWriter
 from tests.routing.traces import MODEL, assert_same_rows, made_up
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_pieces_come_back_joined_and_the_same_after_a_restart(path, optional):
 
 def test_more_experts_than_a_byte_counts(path):
     rows = made_up(20, experts=300)
-    with TraceStore(path, replace(MODEL, experts=300)) as store:
+    with TraceStore(path, replace(MODEL, shape=replace(MODEL.shape, experts=300))) as store:
         store.append(0, rows)
         assert_same_rows(next(store.traces()), rows)
 
@@ -91,7 +91,7 @@ def test_rows_are_small_on_disk(store):
 KILLED = """
 import sys
 from pathlib import Path
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace_store import TraceStore
 from tests.routing.traces import MODEL, made_up
 with TraceStore(Path(sys.argv[1]), MODEL) as store:
     for number in range(100_000):

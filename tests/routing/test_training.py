@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from engine.errors import Cancelled, InvalidSetting
-from engine.routing.calibration import fit_calibration
-from engine.routing.evaluation import evaluate
 from engine.routing.predictors.recurrent import RecurrentPredictor, export
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.token_table import fit_token_table
-from engine.routing.training import TrainingSettings, recall_of, train
-from engine.routing.training_loss import loss_of
-from engine.routing.windows import Windows
+from engine.routing.scoring.evaluation import evaluate
+from engine.routing.training.calibration import fit_calibration
+from engine.routing.training.train import TrainingSettings, recall_of, train
+from engine.routing.training.training_loss import loss_of
+from engine.routing.training.windows import Windows
 from tests.routing.synthetic import SHAPE, WIDTH, conversations
 
 SIZES = RecurrentSizes(horizon=2, token_width=16, state_width=48, head_width=48, hidden_width=WIDTH, dropout=0.1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.routing.trace import NOBODY, RoutingTrace
-from engine.routing.traced_model import TracedModel
+from engine.routing.shape import RoutingShape
+from engine.routing.traces.trace import NOBODY, RoutingTrace
+from engine.routing.traces.traced_model import TracedModel
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
-MODEL = TracedModel("tiny", "f00d", LAYERS, EXPERTS, TOP_K)
+MODEL = TracedModel("tiny", "f00d", RoutingShape(LAYERS, EXPERTS, TOP_K, 50_000))
 
 
 def made_up(tokens: int, seed: int = 0, conversation: str = "c", experts: int = EXPERTS, **optional) -> RoutingTrace:

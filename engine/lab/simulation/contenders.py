@@ -12,7 +12,7 @@ from engine.errors import InvalidSetting
 from engine.lab.simulation.simulate import acquisitions
 from engine.routing.forecast import Forecast
 from engine.routing.prefetcher import Prefetcher
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 BOUNDS = ("belady", "clairvoyant")
 CLAIRVOYANT_TOKENS = 4  # that it sees, the present one among them

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.lab.belady import decoded_steps
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from engine.checkpoint.expert_key import ExpertKey
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.virtual_transfers import VirtualLink, VirtualTransfers
 from engine.routing.prefetcher import Prefetcher
-from engine.routing.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, SimulatedRun, Simulator
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_store import TraceStore
 
 OnProgress = Callable[[str, int, int], None]
 SECANT_STEPS = 6
@@ -140,7 +140,8 @@ def read_traces(path: Path, experts_per_layer: Sequence[int]) -> list[RoutingTra
     with TraceStore(path) as store:
         if store.model is None:
             raise InvalidSetting(f"Nothing is recorded in {path}.", "Record with `trace --prompts FILE --out FILE`.")
-        if (store.model.layers, store.model.experts) != (len(experts_per_layer), max(experts_per_layer)):
+        shape = store.model.shape
+        if (shape.layers, shape.experts) != (len(experts_per_layer), max(experts_per_layer)):
             raise InvalidSetting(
                 f"{path} was recorded with another model, {store.model.name}.", "Give that model with --model."
             )

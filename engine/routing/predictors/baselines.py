@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.shape import RoutingShape
-from engine.routing.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 
 class NoPrediction(RoutingPredictor):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from engine.routing.shape import RoutingShape
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 
 class RoutingPredictor(ABC):

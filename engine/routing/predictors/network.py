@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.routing.shape import RoutingShape
-from engine.routing.windows import Batch
+from engine.routing.training.windows import Batch
 
 
 class PredictorNetwork(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.routing.predictors.network import PredictorNetwork
 from engine.routing.shape import RoutingShape
-from engine.routing.windows import Batch
+from engine.routing.training.windows import Batch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.token_table import fit_token_table
 from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
 from engine.routing.shape import RoutingShape
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 BASELINE_NAMES = ("none", "previous", "table", "oracle")
 DEFAULT_HORIZON = 3

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.shape import RoutingShape
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 PRIOR_TOKENS = 1.0  # the marginal counts as much as so many sightings of the token
 

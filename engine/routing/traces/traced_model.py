@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.routing.shape import RoutingShape
+
 SAMPLED = 64  # elements of each weight, evenly spread: enough to tell two trainings apart
 
 
 @dataclass(frozen=True)
 class TracedModel:
-    """`fingerprint` is the same for the same dense weights; `experts` and `top_k` are the largest of any layer."""
+    """`fingerprint` is the same for the same dense weights; `shape` has the largest of any layer."""
 
     name: str
     fingerprint: str
-    layers: int
-    experts: int
-    top_k: int
+    shape: RoutingShape
 
 
 def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int) -> TracedModel:
@@ -27,7 +27,9 @@ def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int
     for parameter_name, parameter in sorted(model.named_parameters()):
         digest.update(f"{parameter_name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(_sample(parameter.detach()).numpy().tobytes())
-    return TracedModel(name, digest.hexdigest(), len(experts_per_layer), max(experts_per_layer), top_k)
+    vocabulary = model.config.get_text_config().vocab_size
+    shape = RoutingShape(len(experts_per_layer), max(experts_per_layer), top_k, vocabulary)
+    return TracedModel(name, digest.hexdigest(), shape)
 
 
 def _sample(weight: Any) -> Any:

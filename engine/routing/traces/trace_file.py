@@ -16,7 +16,8 @@ FORMAT = 1
 APPLICATION_ID = 0x45465452  # "EFTR"
 BUSY_SECONDS = 5.0  # another process may be forgetting
 _TABLES = """
-    CREATE TABLE model (name TEXT, fingerprint TEXT, layers INTEGER, experts INTEGER, top_k INTEGER);
+    CREATE TABLE model (name TEXT, fingerprint TEXT, layers INTEGER, experts INTEGER, top_k INTEGER,
+        vocabulary INTEGER);
     CREATE TABLE conversations (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, created REAL NOT NULL);
     CREATE TABLE pieces (
         conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,

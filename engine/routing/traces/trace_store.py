@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import TraceStoreUnavailable
-from engine.routing.trace import RoutingTrace, joined
-from engine.routing.trace_file import check_form, connect, file_bytes, give_form, in_words, is_empty
-from engine.routing.trace_pieces import decode, encode
-from engine.routing.traced_model import TracedModel
+from engine.routing.shape import RoutingShape
+from engine.routing.traces.trace import RoutingTrace, joined
+from engine.routing.traces.trace_file import check_form, connect, file_bytes, give_form, in_words, is_empty
+from engine.routing.traces.trace_pieces import decode, encode
+from engine.routing.traces.traced_model import TracedModel
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class TraceStore:
         if model is not None and is_empty(database):
             give_form(database)
         check_form(database, self.path)
-        row = database.execute("SELECT name, fingerprint, layers, experts, top_k FROM model").fetchone()
-        recorded = TracedModel(*row) if row else None
+        row = database.execute("SELECT name, fingerprint, layers, experts, top_k, vocabulary FROM model").fetchone()
+        recorded = TracedModel(row[0], row[1], RoutingShape(*row[2:])) if row else None
         if model is None or recorded == model:
             return recorded
         if recorded is not None and recorded.fingerprint != model.fingerprint:
@@ -125,12 +126,12 @@ class TraceStore:
             )
         with self._transaction():
             database.execute("DELETE FROM model")
-            database.execute("INSERT INTO model VALUES (?, ?, ?, ?, ?)", tuple(asdict(model).values()))
+            database.execute("INSERT INTO model VALUES (?, ?, ?, ?, ?, ?)", _columns(model))
         return model
 
     def _insert(self, first: int, rows: RoutingTrace) -> None:
         assert self.model is not None, "opened for reading only"
-        blob = encode(rows, self.model.experts)
+        blob = encode(rows, self.model.shape.experts)
         insert = "INSERT INTO pieces (conversation, first, tokens, arrays) VALUES (?, ?, ?, ?)"
         self._database.execute(insert, (rows.conversation, first, len(rows), blob))
 
@@ -189,3 +190,7 @@ def forget_file(path: Path) -> int:
     """`TraceStore.forget` of a file of any model; another kind of file is refused. Raises TraceStoreUnavailable."""
     with TraceStore(path) as store:
         return store.forget()
+
+
+def _columns(model: TracedModel) -> tuple[str | int, ...]:
+    return (model.name, model.fingerprint, *model.shape.to_dict().values())

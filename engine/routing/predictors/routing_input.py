@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.routing.trace import NOBODY
+from engine.routing.traces.trace import NOBODY
 
 USED = 0.5  # what being used counts beside the share of the weight, which may be next to nothing
 

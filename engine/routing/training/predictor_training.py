@@ -12,20 +12,20 @@ import torch
 
 from engine.errors import InvalidSetting
 from engine.routing.blend import ARRAY, fit_blend
-from engine.routing.calibration import fit_calibration
-from engine.routing.evaluation import evaluate
-from engine.routing.evaluation_ahead import evaluate_ahead
 from engine.routing.predictors import recurrent
 from engine.routing.predictors.network import PredictorNetwork
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import StoredPredictor, write_predictor
-from engine.routing.split import Split, split_by_conversation
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_files import TraceSet
-from engine.routing.training import Progress, TrainingSettings, TrainingState, train
-from engine.routing.windows import Windows
+from engine.routing.scoring.evaluation import evaluate
+from engine.routing.scoring.evaluation_ahead import evaluate_ahead
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_set import TraceSet
+from engine.routing.training.calibration import fit_calibration
+from engine.routing.training.split import Split, split_by_conversation
+from engine.routing.training.train import Progress, TrainingSettings, TrainingState, train
+from engine.routing.training.windows import Windows
 
 KINDS = (recurrent.KIND, "token-transformer")
 ENOUGH_TOKENS = 20_000  # residual streams that say how large each channel is

@@ -18,9 +18,9 @@ from torch import nn
 
 from engine.errors import Cancelled
 from engine.routing.predictors.network import PredictorNetwork
-from engine.routing.training_loss import loss_of
-from engine.routing.training_state import load_state, save_state
-from engine.routing.windows import Batch, Windows
+from engine.routing.training.training_loss import loss_of
+from engine.routing.training.training_state import load_state, save_state
+from engine.routing.training.windows import Batch, Windows
 
 WARM_UP_STEPS = 50
 PACED_STEPS = 5, 15  # from and to which step a run limited in time measures its pace

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.routing.predictors.interface import RoutingPredictor
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 
 @dataclass

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.routing.logistic import fit_logistic
 from engine.routing.predictors.network import PredictorNetwork
-from engine.routing.training import spread
-from engine.routing.windows import Windows
+from engine.routing.training.logistic import fit_logistic
+from engine.routing.training.train import spread
+from engine.routing.training.windows import Windows
 
 BATCHES = 8
 EXAMPLES = 200_000  # of each row; two numbers need no more

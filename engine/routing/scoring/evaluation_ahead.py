@@ -7,9 +7,9 @@ from typing import Any
 
 from engine.routing.blend import Blend
 from engine.routing.predictors.interface import RoutingPredictor
-from engine.routing.replay import replay
-from engine.routing.scores import Scores
-from engine.routing.trace import RoutingTrace
+from engine.routing.scoring.replay import replay
+from engine.routing.scoring.scores import Scores
+from engine.routing.traces.trace import RoutingTrace
 
 
 def evaluate_ahead(

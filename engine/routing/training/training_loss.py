@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.routing.windows import Batch
+from engine.routing.training.windows import Batch
 
 
 def loss_of(odds: torch.Tensor, batch: Batch, later_weight: float, listwise: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.routing.lookahead import RouterLookahead
-from engine.routing.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 
 @dataclass(frozen=True)

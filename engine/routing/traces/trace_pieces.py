@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from engine.routing.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 NARROW_NOBODY = 255  # in place of NOBODY where experts are stored as uint8
 

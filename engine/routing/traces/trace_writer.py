@@ -7,8 +7,8 @@ import threading
 from contextlib import suppress
 
 from engine.errors import EngineError
-from engine.routing.trace import RoutingTrace
-from engine.routing.trace_store import TraceStore
+from engine.routing.traces.trace import RoutingTrace
+from engine.routing.traces.trace_store import TraceStore
 
 QUEUED_PIECES = 8
 PATIENCE_SECONDS = 5.0  # a disk that is slower than the model holds an answer up this long, once

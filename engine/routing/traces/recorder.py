@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from engine.routing.lookahead import RouterLookahead
-from engine.routing.recorded_pass import RecordedPass, RowShape
-from engine.routing.trace import RoutingTrace, joined
+from engine.routing.traces.recorded_pass import RecordedPass, RowShape
+from engine.routing.traces.trace import RoutingTrace, joined
 
 FLUSHED_ROWS = 256  # what a killed process may lose of an answer
 

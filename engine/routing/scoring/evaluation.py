@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from engine.routing.predictors.interface import RoutingPredictor
-from engine.routing.replay import replay
-from engine.routing.scores import Scores
-from engine.routing.trace import RoutingTrace
+from engine.routing.scoring.replay import replay
+from engine.routing.scoring.scores import Scores
+from engine.routing.traces.trace import RoutingTrace
 
 
 @dataclass(frozen=True)

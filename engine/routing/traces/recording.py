@@ -7,9 +7,9 @@ from typing import Any
 
 from engine.errors import UnsupportedModel
 from engine.routing.lookahead import RouterLookahead
-from engine.routing.recorder import RoutingRecorder
-from engine.routing.trace_store import TraceStore
-from engine.routing.trace_writer import TraceWriter
+from engine.routing.traces.recorder import RoutingRecorder
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.trace_writer import TraceWriter
 
 
 class Recording:

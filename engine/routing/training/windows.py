@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.routing.routing_input import dense_input
-from engine.routing.trace import RoutingTrace
+from engine.routing.predictors.routing_input import dense_input
+from engine.routing.traces.trace import RoutingTrace
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from engine.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from engine.routing.training import TrainingState
+    from engine.routing.training.train import TrainingState
 
 
 def save_state(
@@ -46,7 +46,7 @@ def load_state(
     file: Path, facts: Mapping[str, Any], network: nn.Module, adam: torch.optim.Optimizer
 ) -> tuple[TrainingState, dict[str, torch.Tensor]]:
     """Puts network and optimiser where they were. Raises InvalidSetting when the file is of another run."""
-    from engine.routing.training import TrainingState
+    from engine.routing.training.train import TrainingState
 
     remedy = f"Delete {file} to begin anew, or train into another file."
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import InvalidSetting
-from engine.routing.trace import RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
 

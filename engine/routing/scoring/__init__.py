@@ -1,0 +1,1 @@
+"""How well predictors foretell traces they have not learnt."""

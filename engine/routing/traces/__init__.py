@@ -1,0 +1,1 @@
+"""What was recorded of routing, while it happens and on disk."""
