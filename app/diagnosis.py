@@ -92,7 +92,7 @@ def _examine_model(found: Diagnosis, settings: Settings) -> Path | None:
 
 
 def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
-    from engine.cache.policies import DEFAULT_POLICY, make_policy
+    from engine.cache.policies import check_policy
     from engine.checkpoint.catalog import describe_model
     from engine.checkpoint.expert_index import ExpertIndex
     from engine.checkpoint.skeleton import read_config
@@ -102,14 +102,13 @@ def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     from engine.model.footprint import footprint
 
     require_supported(settings.device, settings.precision)
-    make_policy(settings.policy, 1)
+    policy = check_policy(settings.policy)
     config = read_config(path)
     context_length = context_for(config, settings.context_length)
     found.model = describe_model(settings.model, path, "chosen").to_dict()
     needs = footprint(config, ExpertIndex.from_checkpoint(path), context_length)
     plan = make_plan(needs, settings.budget, available_ram_bytes())
     found.plan = plan.to_dict()
-    policy = DEFAULT_POLICY if settings.policy == "auto" else settings.policy
     found.decisions += [
         f"The context holds {context_length} tokens, which takes {format_bytes(plan.near_bytes_kv)}.",
         *plan.reasons,

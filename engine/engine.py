@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.links import open_link
-from engine.cache.policies import DEFAULT_POLICY, make_policy
+from engine.cache.policies import PREDICTIVE, EvictionPolicy, check_policy, make_policy
 from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting
 from engine.generation.activity import Activity
@@ -39,6 +39,8 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
+from engine.routing.foresight import Foresight, make_foresight
+from engine.routing.passes import PassListener, PassListeners
 from engine.routing.traces.recording import Recording
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
@@ -68,7 +70,7 @@ class Engine:
         self.model_path = files.path
         self.device = "cpu"  # where the near tier is
         self._footprint, self._plan = footprint_, plan
-        self._policy = DEFAULT_POLICY if policy == "auto" else policy
+        self._policy = check_policy(policy)
         self._model, index = dense.model, dense.index
         self._recording = Recording(self._model, index.experts_per_layer, index.top_k)
         self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
@@ -76,20 +78,22 @@ class Engine:
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
         opened = open_link(link, index, on_progress)
         self._link = opened.name
-        layers = len(index.experts_per_layer)
+        self._foresight = self._make_foresight()
+        listener = self._listener()
         self._cache = ExpertCache(
             opened,
-            make_policy(policy, layers),
+            self._eviction(),
             index.experts_per_layer,
             plan.slots,
-            self._recording.recorder.observed,
+            listener.observed,
             self._last_row_only,
+            prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
         experts_function.attach(self._experts_modules, self._cache, self._last_row_only)
         kv = KvCache(self._model.config, context_length)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length)
-        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, self._recording.recorder)
+        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, listener)
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         self._notes = () if kv.can_crop else (_RECURRENT_NOTE,)
         self._activity = Activity()
@@ -97,6 +101,20 @@ class Engine:
         self._busy = threading.Lock()
         self._cancel = threading.Event()
         self._closed = False
+
+    def _make_foresight(self) -> Foresight | None:
+        if self._policy != PREDICTIVE:
+            return None
+        return make_foresight(self._model, self.traced_model, self._experts_per_layer)
+
+    def _listener(self) -> PassListener:
+        recorder = self._recording.recorder
+        return PassListeners(recorder, self._foresight.feed) if self._foresight else recorder
+
+    def _eviction(self) -> EvictionPolicy:
+        if self._foresight:
+            return self._foresight.eviction
+        return make_policy(self._policy, len(self._experts_per_layer))
 
     @classmethod
     def load(
@@ -118,7 +136,7 @@ class Engine:
         read. Raises the errors of engine.errors.
         """
         require_supported(device, precision)
-        make_policy(policy, 1)  # a wrong name is told before anything is read
+        check_policy(policy)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
         checkpoint = open_checkpoint(files.path)
         context_length = context_for(checkpoint.config, context_length)

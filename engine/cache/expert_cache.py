@@ -84,8 +84,9 @@ class ExpertCache:
     def begin_step(self, token_id: int) -> None:
         """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
         if self._speculation is not None:
+            self._speculation.prefetcher.predict(token_id)
             with self._lock:
-                self._speculation.prefetcher.begin_step(token_id)
+                self._speculation.prefetcher.begin_step()
                 self._speculation.pump()
 
     def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:

@@ -198,20 +198,28 @@ class Belady(EvictionPolicy):
         return uses[0] if uses else float("inf")
 
 
-POLICY_NAMES = ("lru", "lru-per-layer", "lfu")
+PLAIN_POLICIES = ("lru", "lru-per-layer", "lfu")
+PREDICTIVE = "predictive"  # eviction and prefetching together: see engine.routing.foresight
+POLICY_NAMES = (*PLAIN_POLICIES, PREDICTIVE)
 DEFAULT_POLICY = "lru-per-layer"
 
 
-def make_policy(name: str, layers: int) -> EvictionPolicy:
-    """A fresh policy by its command-line name. Raises InvalidSetting for an unknown one."""
+def check_policy(name: str) -> str:
+    """The policy's own name, for a command-line name. Raises InvalidSetting for an unknown one."""
+    if name in POLICY_NAMES:
+        return name
     if name == "auto":
-        name = DEFAULT_POLICY
-    if name == "lru":
-        return LRU()
-    if name == "lru-per-layer":
-        return LayerLRU(layers)
-    if name == "lfu":
-        return DecayedLFU()
+        return DEFAULT_POLICY
     raise InvalidSetting(
         f"There is no cache policy called {name!r}.", f"Choose one of: auto, {', '.join(POLICY_NAMES)}."
     )
+
+
+def make_policy(name: str, layers: int) -> EvictionPolicy:
+    """A fresh plain policy, by one of PLAIN_POLICIES."""
+    makers: dict[str, Callable[[], EvictionPolicy]] = {
+        "lru": LRU,
+        "lru-per-layer": lambda: LayerLRU(layers),
+        "lfu": DecayedLFU,
+    }
+    return makers[name]()

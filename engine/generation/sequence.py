@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from engine.cache.expert_cache import ExpertCache
 from engine.model.kv_cache import KvCache, context_full
-from engine.routing.traces.recorder import RoutingRecorder
+from engine.routing.passes import PassListener
 
 OnChunk = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ class TokenSequence:
         top_k: int,
         prefill_rows: int,
         fast_decoder: StepDecoder | None,
-        recorder: RoutingRecorder,
+        listener: PassListener,
     ) -> None:
         self._model = model
         self._kv = kv
@@ -46,7 +46,7 @@ class TokenSequence:
         self._top_k = top_k
         self._rows = prefill_rows
         self._fast = fast_decoder
-        self._recorder = recorder
+        self._listener = listener
         self._ids: list[int] = []
 
     @property
@@ -65,7 +65,7 @@ class TokenSequence:
         """
         common = _common_start(self._ids, prompt[:-1])
         kept = common if self._kv.can_crop else 0
-        self._recorder.kept(common, kept, len(self._ids))
+        self._listener.kept(common, kept, len(self._ids))
         self._kv.crop(kept)
         del self._ids[kept:]
         return kept
@@ -93,6 +93,7 @@ class TokenSequence:
         """Reads one token. Returns fp32 logits [vocab]. Raises ContextFull."""
         if self.length + 1 > self.context_length:
             raise context_full(self.length + 1, self.context_length)
+        self._experts.begin_step(token_id)
         fast = self._fast
         if fast is None:
             logits = self._forward([token_id], decoded=True)
@@ -111,21 +112,21 @@ class TokenSequence:
 
     def _fast_step(self, fast: StepDecoder, token_id: int) -> torch.Tensor:
         logits = torch.from_numpy(fast.step(token_id))
-        self._recorder.final_hidden(fast.last_hidden)
+        self._listener.final_hidden(fast.last_hidden)
         return logits
 
     def _guarded(self, compute: Callable[[], torch.Tensor], ids: Sequence[int], decoded: bool) -> torch.Tensor:
         """Computes, keeping ids, KV cache and recorded routing in step: an interrupted pass leaves all as they were."""
-        self._recorder.begin_pass(self.length, ids, decoded)
+        self._listener.begin_pass(self.length, ids, decoded)
         try:
             with torch.inference_mode():
                 logits = compute()
         except BaseException:
-            self._recorder.drop_pass()
+            self._listener.drop_pass()
             self._roll_back()
             raise
         self._ids.extend(ids)
-        self._recorder.end_pass()
+        self._listener.end_pass()
         return logits
 
     def _roll_back(self) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.cache.policies import make_policy
+from engine.cache.policies import PLAIN_POLICIES, make_policy
 from engine.lab.belady import Step, replay, replay_belady
 
-PLAIN_POLICIES = ("lru", "lru-per-layer", "lfu")
 CACHE_SHARES = (0.15, 0.25, 0.35, 0.45)
 Routing = np.ndarray
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from engine.routing.logistic import fit_logistic, logit, sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.scoring.replay import replay
 from engine.routing.traces.trace import RoutingTrace
-from engine.routing.training.logistic import fit_logistic, logit, sigmoid
 
 ARRAY = "blend"
+UNFITTED_DISTANCES = 2  # routers further ahead need to be weighed against stage 1
 START = np.array([1.0, 0.0, 0.0])  # stage 1 alone
 LAYER_STRENGTH = 200.0  # examples with which a layer is held to its distance's weights
 EXAMPLE_TOKENS = 2000
@@ -31,9 +32,21 @@ class Blend:
     def __init__(self, coefficients: np.ndarray) -> None:
         self.coefficients = np.ascontiguousarray(coefficients, np.float32)
 
+        diagonal = np.arange(self.distances)
+        layers = self.coefficients.shape[1]
+        self._toward = [
+            np.ascontiguousarray(self.coefficients[diagonal[:reach], layer + 1 + diagonal[:reach]])
+            for layer in range(layers)
+            for reach in [min(self.distances, layers - 1 - layer)]
+        ]
+
     @property
     def distances(self) -> int:
         return len(self.coefficients)
+
+    def toward(self, layer: int) -> np.ndarray:
+        """float32 [up to distances, 3]: what `layer` uses for the layers after it, nearest first."""
+        return self._toward[layer]
 
     def __call__(self, layer: int, stage1: np.ndarray, ahead: np.ndarray) -> np.ndarray:
         """float32 [up to distances, experts]: for layers `layer` + 1, + 2, ..., as `layer`'s residual stream sees them.
@@ -41,8 +54,8 @@ class Blend:
         stage1: [layers, experts], a predictor's row 0; ahead: [distances, experts], router probabilities.
         """
         reach = min(self.distances, len(ahead), len(stage1) - 1 - layer)
-        d, targets = np.arange(reach), np.arange(layer + 1, layer + 1 + reach)
-        a, b, c = np.moveaxis(self.coefficients[d, targets], -1, 0)[..., None]
+        targets = np.arange(layer + 1, layer + 1 + reach)
+        a, b, c = self._toward[layer][:reach].T[..., None]
         return sigmoid(a * logit(stage1[targets]) + b * logit(ahead[:reach]) + c)
 
     def by_distance(self, stage1: np.ndarray, ahead: np.ndarray) -> list[np.ndarray]:
@@ -78,6 +91,11 @@ def fit_blend(predictor: RoutingPredictor, traces: Sequence[RoutingTrace]) -> Bl
         for target, (features, targets) in enumerate(by_layer, distance):
             coefficients[distance - 1, target] = fit_logistic(features, targets, whole, LAYER_STRENGTH)
     return Blend(coefficients)
+
+
+def routers_alone(layers: int, top_k: int) -> Blend:
+    """Where no predictor was trained: a deeper router's probability of an expert, times the experts a token uses."""
+    return Blend(np.tile([0.0, 1.0, np.log(top_k)], (UNFITTED_DISTANCES, layers, 1)))
 
 
 def blend_of(arrays: Mapping[str, np.ndarray]) -> Blend | None:

@@ -29,11 +29,9 @@ class Predictor(Protocol):
 class Correction(Protocol):
     """Stage 2: the layers ahead, seen from this one."""
 
-    distances: int
-
-    def ahead(self, layer: int, hidden: Any, now: np.ndarray) -> np.ndarray:
+    def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
         """float32 [layers ahead, experts]: corrected probabilities for the next layers (fewer at the end), from the
-        router's input in `layer` and what was thought of them before, `now` [layers, experts].
+        router's input in `layer` and what was thought of them before the step, [layers, experts].
         """
 
 
@@ -68,14 +66,21 @@ class Forecast:
         self.now = np.zeros((layers, experts), np.float32)
         self.next = np.zeros((layers, experts), np.float32)
         self.value = self._frequency.copy()
-        self.layer = -1  # the last one routed
+        self._rows = np.zeros((1, layers, experts), np.float32)
+        self._stage1 = np.zeros((layers, experts), np.float32)
+        self.hidden: np.ndarray | None = None  # of the token in progress, after the last layer, if anybody tells
+        self._routed = -1  # the last layer whose routing is known
 
-    def begin_step(self, token_id: int) -> None:
-        """The token is known, nothing is computed."""
-        rows = self._predictor.predict(token_id)
-        self.now[:] = rows[0]
+    def predict(self, token_id: int) -> None:
+        """Asks the predictor; changes nothing that others read."""
+        self._rows = self._predictor.predict(token_id)
+
+    def begin_step(self) -> None:
+        """The token that was predicted begins: it is known, nothing is computed."""
+        rows = self._rows
+        self.now[:] = self._stage1[:] = rows[0]
         self._look_beyond(rows)
-        self.layer = -1
+        self._routed = -1
         self._revalue()
 
     def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
@@ -83,18 +88,19 @@ class Forecast:
         self._experts[layer] = experts
         self._weights[layer] = weights
         if self._correction is not None and hidden is not None:
-            ahead = self._correction.ahead(layer, hidden, self.now)
+            ahead = self._correction.ahead(layer, hidden, self._stage1)
             self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
         self.now[layer] = 0
-        self.layer = layer
+        self._routed = layer
         self._revalue()
 
-    def end_step(self, hidden: np.ndarray | None = None) -> None:
-        """All layers are done; `hidden`: the residual stream after the last one."""
+    def end_step(self) -> None:
+        """All layers are done."""
         self._used[:] = 0
         np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
         self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
-        self._predictor.observed(self._experts, self._weights, hidden)
+        self._predictor.observed(self._experts, self._weights, self.hidden)
+        self.hidden = None
 
     def _look_beyond(self, rows: np.ndarray) -> None:
         """What the tokens after this one will use: predicted as far as that goes, then by frequency."""
@@ -109,4 +115,4 @@ class Forecast:
         np.subtract(1, self.now, out=self.value)
         self.value *= self._later
         self.value += self.now
-        self.value *= self._phase[self.layer + 1]
+        self.value *= self._phase[self._routed + 1]

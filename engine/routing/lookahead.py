@@ -15,6 +15,8 @@ class RouterLookahead:
 
     A router sees x_l = residual / rms * w_l, with its own layer's norm weight w_l. A deeper one would see
     x_l / w_l * w_{l+d}: so R_l * w_l is kept for every layer, in one array, beside 1 / w_l.
+
+    routers: float32 [layers, experts, width]; inverse_norms: float32 [layers, width].
     """
 
     @staticmethod
@@ -34,24 +36,29 @@ class RouterLookahead:
             )
         layers = _moe_layers(model)
         norms = np.stack([_fp32(layer.post_attention_layernorm.weight) for layer in layers])
-        self._stacked = np.stack([_fp32(layer.mlp.gate.weight) for layer in layers]) * norms[:, None]
-        self._inverse_norms = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms != 0)
+        self.routers = np.stack([_fp32(layer.mlp.gate.weight) for layer in layers]) * norms[:, None]
+        self.inverse_norms = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms != 0)
 
     @property
     def layers(self) -> int:
-        return int(self._stacked.shape[0])
+        return int(self.routers.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+        return int(self.routers.shape[2])
 
     @property
     def experts(self) -> int:
         """Experts of each layer."""
-        return int(self._stacked.shape[1])
+        return int(self.routers.shape[1])
 
     def probabilities(self, layer: int, x: np.ndarray, distances: int) -> np.ndarray:
         """float32 [rows, d, experts] for layers layer+1 .. layer+d, where d is at most `distances` and ends with the
         model; x float32 [rows, width] is what the router of `layer` saw.
         """
-        deeper = self._stacked[layer + 1 : layer + 1 + distances]
-        logits = (x * self._inverse_norms[layer]) @ deeper.reshape(-1, x.shape[1]).T
+        deeper = self.routers[layer + 1 : layer + 1 + distances]
+        logits = (x * self.inverse_norms[layer]) @ deeper.reshape(-1, x.shape[1]).T
         logits = logits.reshape(len(x), len(deeper), self.experts)
         logits -= logits.max(axis=-1, keepdims=True)
         np.exp(logits, out=logits)

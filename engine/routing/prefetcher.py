@@ -26,9 +26,13 @@ class Prefetcher:
         self._plan: list[int] = []  # flat places, the soonest needed last
         self._unreadable: set[ExpertKey] = set()  # in this step
 
-    def begin_step(self, token_id: int) -> None:
-        """The token is known, nothing is computed."""
-        self._forecast.begin_step(token_id)
+    def predict(self, token_id: int) -> None:
+        """The only method that may be called without the lock: most of the time goes here."""
+        self._forecast.predict(token_id)
+
+    def begin_step(self) -> None:
+        """The token that was predicted begins; nothing is computed."""
+        self._forecast.begin_step()
         self._unreadable.clear()
         self._replan()
 

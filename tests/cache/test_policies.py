@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, make_policy
+from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, check_policy
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import InvalidSetting
@@ -129,4 +129,4 @@ def test_a_global_lru_hits_nothing_when_slots_are_fewer_than_a_token_needs():
 
 def test_an_unknown_policy_is_named_with_the_known_ones():
     with pytest.raises(InvalidSetting, match="lru-per-layer"):
-        make_policy("random", LAYERS)
+        check_policy("random")

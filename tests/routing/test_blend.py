@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from engine.routing.blend import Blend, blend_of, fit_blend
+from engine.routing.logistic import logit, sigmoid
 from engine.routing.predictors.baselines import NoPrediction, Oracle
 from engine.routing.predictors.token_table import fit_token_table
 from engine.routing.scoring.evaluation_ahead import evaluate_ahead
-from engine.routing.training.logistic import logit, sigmoid
 from tests.routing.synthetic import SHAPE, conversations
 
 

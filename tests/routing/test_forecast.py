@@ -22,7 +22,8 @@ def only(*places: tuple[int, int], probability: float = 1.0) -> np.ndarray:
 
 def forecast(*rows: np.ndarray, **arguments) -> Forecast:
     made = Forecast(LAYERS, EXPERTS, 2, Told(np.stack(rows)), **arguments)
-    made.begin_step(7)
+    made.predict(7)
+    made.begin_step()
     return made
 
 
@@ -56,18 +57,21 @@ def test_the_next_tokens_first_layer_is_nearer_than_its_last_once_this_token_is_
 def test_where_nothing_is_predicted_the_frequent_are_worth_more():
     made = forecast(NOTHING)
     for _ in range(30):
-        made.begin_step(7)
+        made.predict(7)
+        made.begin_step()
         for layer in range(LAYERS):
             made.observed(layer, None, np.array([2, 3]), WEIGHTS)
         made.end_step()
-    made.begin_step(7)
+    made.predict(7)
+    made.begin_step()
     assert made.value[:, 2:].min() > made.value[:, :2].max()
 
 
 def test_the_predictor_is_shown_what_was_used_and_nobody_is_not_an_expert():
     told = Told(np.stack([NOTHING]))
     made = Forecast(LAYERS, EXPERTS, 2, told)
-    made.begin_step(7)
+    made.predict(7)
+    made.begin_step()
     for layer in range(LAYERS):
         made.observed(layer, None, np.array([layer, -1]), WEIGHTS)
     made.end_step()

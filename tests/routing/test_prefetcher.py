@@ -19,7 +19,8 @@ def prefetcher(now: dict[tuple[int, int], float], then: dict[tuple[int, int], fl
         for place, probability in places.items():
             row[place] = probability
     made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), **arguments)
-    made.begin_step(7)
+    made.predict(7)
+    made.begin_step()
     return made
 
 
@@ -63,7 +64,8 @@ def test_what_cannot_be_read_is_named_again_in_the_next_step_only():
     made.failed(ExpertKey(1, 0))
     made.observed(0, None, np.array([1, 2]), WEIGHTS)
     assert named(made) == []
-    made.begin_step(7)
+    made.predict(7)
+    made.begin_step()
     assert named(made) == [(1, 0)]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine.routing.logistic import fit_logistic, logit, sigmoid
 from engine.routing.scoring.scores import BINS, Scores
-from engine.routing.training.logistic import fit_logistic, logit, sigmoid
 
 
 def test_recall_and_precision_by_hand():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.cache.policies import POLICY_NAMES, Belady, EvictionPolicy, make_policy
+from engine.cache.policies import PLAIN_POLICIES, Belady, EvictionPolicy, make_policy
 from engine.cache.predicted_next_use import PredictedNextUse
 from engine.errors import InvalidSetting
 from engine.lab.simulation.simulate import acquisitions
@@ -48,8 +48,8 @@ def make_contender(name: str, traces: Sequence[RoutingTrace], experts: int) -> t
     if name == "clairvoyant":
         forecast = Forecast(layers, experts, top_k, Clairvoyant(traces, experts))
         return PredictedNextUse(forecast.value), Prefetcher(forecast)
-    if name not in POLICY_NAMES:
-        names = ", ".join((*POLICY_NAMES, *BOUNDS))
+    if name not in PLAIN_POLICIES:
+        names = ", ".join((*PLAIN_POLICIES, *BOUNDS))
         raise InvalidSetting(f"There is no policy called {name!r} to simulate.", f"Choose from {names}.")
     return make_policy(name, layers), None
 

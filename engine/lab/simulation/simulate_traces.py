@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cache.links.emulated import EmulatedSpeed
-from engine.cache.policies import POLICY_NAMES
+from engine.cache.policies import PLAIN_POLICIES
 from engine.errors import InvalidSetting
 from engine.lab.report import make_report
 from engine.lab.simulation.compute_times import ComputeTimes
@@ -83,7 +83,7 @@ class _Lab:
         if not link.startswith("stall:"):
             return EmulatedSpeed.parse(link if link.startswith("emulated:") else f"emulated:{link}")
         wanted = _share(link.removeprefix("stall:"))
-        return EmulatedSpeed(min(self._speed_for(policy, share, wanted) for policy in POLICY_NAMES))
+        return EmulatedSpeed(min(self._speed_for(policy, share, wanted) for policy in PLAIN_POLICIES))
 
     def facts(self, run: SimulatedRun, share: float, speed: EmulatedSpeed) -> dict[str, Any]:
         return {

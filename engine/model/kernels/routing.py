@@ -19,7 +19,7 @@ def route(residual, norm_weight, epsilon, router_weight, renormalise, x, probabi
     lower id comes first.
     """
     rms_norm(residual, norm_weight, epsilon, x)
-    _softmax_of_logits(router_weight, x, probabilities)
+    softmax_of_logits(router_weight, x, probabilities)
     chosen_sum = np.float32(0)
     for k in range(experts.shape[0]):
         best = -1
@@ -37,7 +37,7 @@ def route(residual, norm_weight, epsilon, router_weight, renormalise, x, probabi
 
 
 @inlined
-def _softmax_of_logits(router_weight, x, probabilities):
+def softmax_of_logits(router_weight, x, probabilities):
     largest = np.float32(-np.inf)
     for expert in range(probabilities.shape[0]):
         probabilities[expert] = dot(router_weight[expert], x)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.routing_input import sparse_input
 from engine.routing.predictors.stored_matrix import Int8Rows, StoredMatrix, StoredRows, to_int8
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.traces.trace import RoutingTrace
-from engine.routing.training.logistic import sigmoid
 
 KIND = "recurrent"
 MATRICES = ("tokens", "token_input", "routing_input", "hidden_input", "recurrence", "mix", "this", "later")

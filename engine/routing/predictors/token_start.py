@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from engine.routing.logistic import logit
 from engine.routing.predictors.recurrent_network import RecurrentNetwork
 from engine.routing.traces.trace import RoutingTrace
-from engine.routing.training.logistic import logit
 
 PRIOR_TOKENS = 4.0  # the marginal counts as much as so many sightings of a token
 

@@ -17,12 +17,12 @@ from transformers import T5Config, T5Model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.network import PredictorNetwork
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
-from engine.routing.training.logistic import sigmoid
 from engine.routing.training.windows import Batch
 
 KIND = "token-transformer"

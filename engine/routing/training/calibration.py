@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from engine.routing.logistic import fit_logistic
 from engine.routing.predictors.network import PredictorNetwork
-from engine.routing.training.logistic import fit_logistic
 from engine.routing.training.train import spread
 from engine.routing.training.windows import Windows
 

@@ -1,0 +1,44 @@
+"""Stage 2, the real-time correction: while a token's step runs, the routers of the layers ahead say what they think."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.model import kernels
+from engine.routing.blend import Blend
+from engine.routing.lookahead import RouterLookahead
+
+
+class RouterCorrection:
+    """The blend of stage 1 with deeper routers applied to the present residual stream."""
+
+    def __init__(self, lookahead: RouterLookahead, blend: Blend) -> None:
+        self._lookahead, self._blend = lookahead, blend
+        self._compiled = None
+        if kernels.available():
+            from engine.model.kernels.look_ahead import look_ahead
+
+            self._compiled = look_ahead
+            self._plain = np.empty(lookahead.width, np.float32)
+            self._ahead = np.empty(lookahead.experts, np.float32)
+            self._out = np.empty((blend.distances, lookahead.experts), np.float32)
+
+    def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
+        """float32 [layers ahead, experts]: probabilities for layers layer+1, ..., fewer at the end of the model.
+
+        hidden: float32 [1, width], what the router of `layer` saw; stage1: [layers, experts]. The array is
+        overwritten by the next call.
+        """
+        x = np.asarray(hidden)
+        reach = min(self._blend.distances, self._lookahead.layers - 1 - layer)
+        if self._compiled is None or reach == 0:
+            found = self._lookahead.probabilities(layer, x, reach)[0]
+            return self._blend(layer, stage1, found)
+        deeper = slice(layer + 1, layer + 1 + reach)
+        coefficients = self._blend.toward(layer)
+        routers, inverse_norm = self._lookahead.routers[deeper], self._lookahead.inverse_norms[layer]
+        out = self._out[:reach]
+        self._compiled(x[0], inverse_norm, routers, coefficients, stage1[deeper], self._plain, self._ahead, out)
+        return out

@@ -1,0 +1,76 @@
+"""The predictive policy, put together for a loaded model: forecast, eviction, prefetching, and what keeps them told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.cache.predicted_next_use import PredictedNextUse
+from engine.errors import PredictorUnusable
+from engine.paths import data_dir
+from engine.routing.blend import blend_of, routers_alone
+from engine.routing.correction import RouterCorrection
+from engine.routing.forecast import Forecast
+from engine.routing.lookahead import RouterLookahead
+from engine.routing.predictor_feed import PredictorFeed
+from engine.routing.predictors.baselines import NoPrediction
+from engine.routing.predictors.registry import predictor_of
+from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
+from engine.routing.prefetcher import Prefetcher
+from engine.routing.traces.traced_model import TracedModel
+
+SHIPPED_DIR = Path(__file__).resolve().parents[2] / "assets" / "predictors"
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """`source` says in words where the predictions come from."""
+
+    eviction: PredictedNextUse
+    prefetcher: Prefetcher
+    feed: PredictorFeed
+    source: str
+
+
+def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[int]) -> Foresight:
+    """With the predictor trained for this model where there is one; else with its routers alone, if they are known."""
+    shape = traced.shape
+    stored, problem = _read_first(predictor_files(traced.fingerprint), traced.fingerprint)
+    predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
+    blend = None if stored is None else blend_of(stored.arrays)
+    reason = RouterLookahead.supports(model)
+    correction = None
+    if reason is None:
+        correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
+    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction)
+    return Foresight(
+        PredictedNextUse(forecast.value),
+        Prefetcher(forecast),
+        PredictorFeed(predictor, forecast, experts_per_layer),
+        _in_words(stored, reason) + problem,
+    )
+
+
+def predictor_files(fingerprint: str) -> list[Path]:
+    """Where a predictor for the model would be: the person's own before the one that comes with the program."""
+    return [folder / f"{fingerprint}.safetensors" for folder in (data_dir() / "predictors", SHIPPED_DIR)]
+
+
+def _read_first(files: Sequence[Path], fingerprint: str) -> tuple[StoredPredictor | None, str]:
+    """The first predictor that is there, and why there is none if it cannot be used."""
+    for file in files:
+        if file.exists():
+            try:
+                return read_predictor(file, fingerprint), ""
+            except PredictorUnusable as error:
+                return None, f" {error.cause}"
+    return None, ""
+
+
+def _in_words(stored: StoredPredictor | None, reason: str | None) -> str:
+    trained = "a predictor trained for this model" if stored is not None else ""
+    routers = "the routers of the layers ahead" if reason is None else ""
+    sources = " and ".join(source for source in (trained, routers) if source)
+    return f"Predictions come from {sources or 'how often each expert was used'}."

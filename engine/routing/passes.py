@@ -1,0 +1,59 @@
+"""Who is told of every forward pass: recorders and predictors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class PassListener(Protocol):
+    """Told what is read, what each layer's router chose, and how it ended; all from the computing thread."""
+
+    def kept(self, common: int, kept: int, total: int) -> None:
+        """A prompt shares its first `common` tokens with the `total` before; `kept` of them need not be read again."""
+
+    def begin_pass(self, position: int, ids: Sequence[int], decoded: bool) -> None:
+        """`ids` are about to be read from `position` on, by a decoding step or in prefill."""
+
+    def observed(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+        """The real routing of `layer` for all rows of the pass: hidden [rows, width] fp32, the others [rows, k]."""
+
+    def final_hidden(self, hidden: Any) -> None:
+        """The final hidden state [rows, width] of the pass, where it is at hand."""
+
+    def end_pass(self) -> None:
+        """The pass succeeded."""
+
+    def drop_pass(self) -> None:
+        """The pass was interrupted: nothing of it counts."""
+
+
+class PassListeners:
+    """Several listeners as one."""
+
+    def __init__(self, *listeners: PassListener) -> None:
+        self._listeners = listeners
+
+    def kept(self, common: int, kept: int, total: int) -> None:
+        for listener in self._listeners:
+            listener.kept(common, kept, total)
+
+    def begin_pass(self, position: int, ids: Sequence[int], decoded: bool) -> None:
+        for listener in self._listeners:
+            listener.begin_pass(position, ids, decoded)
+
+    def observed(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+        for listener in self._listeners:
+            listener.observed(layer, hidden, top_k_index, top_k_weights)
+
+    def final_hidden(self, hidden: Any) -> None:
+        for listener in self._listeners:
+            listener.final_hidden(hidden)
+
+    def end_pass(self) -> None:
+        for listener in self._listeners:
+            listener.end_pass()
+
+    def drop_pass(self) -> None:
+        for listener in self._listeners:
+            listener.drop_pass()
