@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
+from itertools import count
 
 import pytest
 import torch
 
+from engine.cache.link import Priority
+from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
 from tests.engine.oracle import Stock, assert_same_greedy, assert_same_logits
 from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
@@ -35,6 +39,8 @@ SETTINGS = (  # every policy, link and budget class at least once
     {"budget": "5%", "policy": "lru-per-layer", "link": "disk:direct"},
     {"budget": "25%", "policy": "lfu", "link": "emulated:1GBps+50us"},
     {"budget": "25%", "policy": "lru", "link": "disk:direct"},
+    {"budget": "25%", "policy": "predictive", "link": "disk:direct"},
+    {"budget": "1%", "policy": "predictive", "link": "emulated:1GBps+50us"},
     {"budget": "100%", "policy": "lru", "link": "disk"},
     {},
 )
@@ -74,9 +80,10 @@ def test_bfloat16_checkpoints_compute_in_float32(family):
 
 @pytest.mark.parametrize("family", ("mixtral", "qwen3_moe", "nemotron_h"))
 @pytest.mark.parametrize("link", ("disk:direct", "emulated:2GBps"))
-def test_a_resize_in_mid_answer_changes_nothing(family, link):
+@pytest.mark.parametrize("policy", ("auto", "predictive"))
+def test_a_resize_in_mid_answer_changes_nothing(family, link, policy):
     stock, prompts, answers = reference(family, torch.float32)
-    with Engine.load(tiny_checkpoint(family), budget="100%", link=link) as engine:
+    with Engine.load(tiny_checkpoint(family), budget="100%", link=link, policy=policy) as engine:
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = []
             answering = engine._answer(prompt, NEW_TOKENS, _greedy())
@@ -85,6 +92,26 @@ def test_a_resize_in_mid_answer_changes_nothing(family, link):
                 plan = engine.resize(("5%", "60%", "15%", "100%")[number % 4])
                 assert engine.snapshot().plan == plan
             assert_same_greedy(ids, answer, prompt, stock)
+
+
+@pytest.mark.parametrize("family", ("mixtral", "qwen2_moe", "gpt_oss"))
+def test_prefetches_that_fail_or_dawdle_change_nothing(family, monkeypatch):
+    stock, prompts, answers = reference(family, torch.float32)
+    guesses, failed = count(), []
+
+    def copy(link, transfer, start, stop, read=DiskLink.copy):
+        read(link, transfer, start, stop)
+        if transfer.origin is Priority.PREFETCH:
+            time.sleep(0.0005)
+            if next(guesses) % 3 == 0:
+                failed.append(transfer.key)
+                raise OSError("injected read error")
+
+    monkeypatch.setattr(DiskLink, "copy", copy)
+    with Engine.load(tiny_checkpoint(family), budget="25%", link="disk", policy="predictive") as engine:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
+    assert failed
 
 
 def test_a_long_prompt_read_in_passes_equals_one_pass(monkeypatch):
