@@ -65,6 +65,7 @@ class ExpertCache:
             if prefetcher is None
             else Speculation(self._residency, self._transfers, prefetcher, self._book_evictions)
         )
+        self._step_began = 0.0, 0.0
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
         self._failed: dict[ExpertKey, Exception] = {}
         self._ahead: deque[ExpertKey] = deque()
@@ -84,8 +85,10 @@ class ExpertCache:
     def begin_step(self, token_id: int) -> None:
         """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
         if self._speculation is not None:
+            began = self._transfers.now()
             self._speculation.prefetcher.predict(token_id)
             with self._lock:
+                self._step_began = began, self._counters.stall_seconds[Phase.DECODE]
                 self._speculation.prefetcher.begin_step()
                 self._speculation.pump()
 
@@ -147,7 +150,9 @@ class ExpertCache:
         with self._lock:
             self._residency.policy.step_ended()
             if self._speculation is not None:
-                self._speculation.prefetcher.end_step()
+                began, waited = self._step_began
+                waited = self._counters.stall_seconds[Phase.DECODE] - waited
+                self._speculation.prefetcher.end_step(self._transfers.now() - began, waited)
 
     # -- what the owner calls -------------------------------------------------------------------------------------
 

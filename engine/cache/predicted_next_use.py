@@ -1,8 +1,8 @@
-"""Eviction by predicted use: out goes the expert of which the forecast expects least."""
+"""Eviction by predicted use: out goes the expert whose next use is expected last."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -38,3 +38,35 @@ class PredictedNextUse(EvictionPolicy):
 
     def _place(self, key: ExpertKey) -> int:
         return key.layer * self._experts + key.expert
+
+
+class SwitchedEviction(EvictionPolicy):
+    """Two policies side by side, both always up to date; `use_first()` says whose choice counts."""
+
+    def __init__(self, first: EvictionPolicy, second: EvictionPolicy, use_first: Callable[[], bool]) -> None:
+        self._both = (first, second)
+        self._use_first = use_first
+
+    def inserted(self, key: ExpertKey) -> None:
+        for policy in self._both:
+            policy.inserted(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        for policy in self._both:
+            policy.removed(key)
+
+    def used(self, key: ExpertKey) -> None:
+        for policy in self._both:
+            policy.used(key)
+
+    def step_ended(self) -> None:
+        for policy in self._both:
+            policy.step_ended()
+
+    def resized(self, slots: int) -> None:
+        for policy in self._both:
+            policy.resized(slots)
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        first, second = self._both
+        return (first if self._use_first() else second).victim(blocked, incoming)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.cache.predicted_next_use import PredictedNextUse
+from engine.cache.policies import DEFAULT_POLICY, EvictionPolicy, make_policy
+from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
 from engine.errors import PredictorUnusable
 from engine.paths import data_dir
 from engine.routing.blend import blend_of, routers_alone
 from engine.routing.correction import RouterCorrection
+from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Forecast
 from engine.routing.lookahead import RouterLookahead
 from engine.routing.predictor_feed import PredictorFeed
@@ -28,8 +30,9 @@ SHIPPED_DIR = Path(__file__).resolve().parents[2] / "assets" / "predictors"
 class Foresight:
     """`source` says in words where the predictions come from."""
 
-    eviction: PredictedNextUse
+    eviction: EvictionPolicy
     prefetcher: Prefetcher
+    gate: CostGate
     feed: PredictorFeed
     source: str
 
@@ -44,10 +47,12 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     correction = None
     if reason is None:
         correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
-    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction)
+    forecast, gate = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction), CostGate()
+    plain = make_policy(DEFAULT_POLICY, shape.layers)
     return Foresight(
-        PredictedNextUse(forecast.value),
-        Prefetcher(forecast),
+        SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on),
+        Prefetcher(forecast, gate),
+        gate,
         PredictorFeed(predictor, forecast, experts_per_layer),
         _in_words(stored, reason) + problem,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Forecast
 
 
@@ -19,31 +20,51 @@ class Prefetcher:
     its owner calls it under a lock.
     """
 
-    def __init__(self, forecast: Forecast, least: float = 0.3, margin: float = 0.1, reach: int = 30) -> None:
-        self._forecast = forecast
+    def __init__(
+        self,
+        forecast: Forecast,
+        gate: CostGate | None = None,
+        least: float = 0.3,
+        margin: float = 0.1,
+        reach: int = 30,
+    ) -> None:
+        self._forecast, self._gate = forecast, gate
         self._least, self._margin, self._reach = least, margin, reach
         self._experts = forecast.now.shape[1]
         self._plan: list[int] = []  # flat places, the soonest needed last
         self._unreadable: set[ExpertKey] = set()  # in this step
 
+    @property
+    def on(self) -> bool:
+        """False while prediction does not pay: nothing is predicted and nothing loaded on a guess."""
+        return self._gate is None or self._gate.on
+
     def predict(self, token_id: int) -> None:
         """The only method that may be called without the lock: most of the time goes here."""
-        self._forecast.predict(token_id)
+        if self.on:
+            self._forecast.predict(token_id)
 
     def begin_step(self) -> None:
         """The token that was predicted begins; nothing is computed."""
-        self._forecast.begin_step()
         self._unreadable.clear()
-        self._replan()
+        if self.on:
+            self._forecast.begin_step()
+            self._replan()
 
     def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
         """The real routing of `layer`; hidden, experts, weights as Forecast takes them."""
-        self._forecast.observed(layer, hidden, experts, weights)
-        self._replan()
+        if self.on:
+            self._forecast.observed(layer, hidden, experts, weights)
+            self._replan()
 
-    def end_step(self) -> None:
-        """The token is done; what is planned for the next one stays."""
-        self._forecast.end_step()
+    def end_step(self, seconds: float, waited: float) -> None:
+        """The token is done, after `seconds`, `waited` of them for transfers; plans for the next token stay."""
+        if self.on:
+            self._forecast.end_step()
+        if self._gate is not None:
+            self._gate.step_ended(seconds, waited)
+            if not self._gate.on:
+                self.pause()
 
     def pause(self) -> None:
         """Names nothing until the next step."""

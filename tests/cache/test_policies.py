@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, check_policy
+from engine.cache.predicted_next_use import SwitchedEviction
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import InvalidSetting
@@ -125,6 +126,22 @@ def test_a_global_lru_hits_nothing_when_slots_are_fewer_than_a_token_needs():
     same = [key for _ in range(8) for key in token]
     assert len(misses(LRU(), same, slots=LAYERS - 1)) == len(same)
     assert len(misses(LayerLRU(LAYERS), same, slots=LAYERS)) == LAYERS
+
+
+def test_switched_eviction_changes_between_policies_that_both_know_everything():
+    first_counts = [True]
+    switched = SwitchedEviction(LRU(), DecayedLFU(), lambda: first_counts[0])
+    residency = Residency(switched)
+    residency.add_slots([0, 1])
+    often, lately, new = (ExpertKey(0, expert) for expert in range(3))
+    for key in (often, often, lately):
+        switched.used(key)
+        if residency.slot(key) is None:
+            residency.reserve(key)
+            residency.publish(key)
+    assert residency.victim_for(new) == often
+    first_counts[0] = False
+    assert residency.victim_for(new) == lately
 
 
 def test_an_unknown_policy_is_named_with_the_known_ones():

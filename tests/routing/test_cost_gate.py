@@ -1,0 +1,66 @@
+"""The cost gate: finds out which mode is faster, stays there, and goes on asking."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.routing.cost_gate import LEAST_WAITING, CostGate
+
+
+def decode(gate: CostGate, tokens: int, with_it: float, without: float, waiting: float = 0.5, noise: float = 0.0):
+    """Share of the tokens decoded with prediction, where it takes `with_it` seconds and else `without`."""
+    chance, on = random.Random(0), 0
+    for _ in range(tokens):
+        on += gate.on
+        seconds = (with_it if gate.on else without) * (1 + noise * chance.uniform(-1, 1))
+        gate.step_ended(seconds, waiting * seconds)
+    return on / tokens
+
+
+def test_where_it_pays_it_is_on_but_for_a_few_tokens():
+    gate = CostGate()
+    assert decode(gate, 1000, with_it=1.0, without=1.5) > 0.85
+    assert gate.gain == pytest.approx(0.5)
+    assert gate.waiting == pytest.approx(0.5)
+
+
+def test_where_it_costs_it_is_off_but_for_a_few_tokens():
+    gate = CostGate()
+    assert decode(gate, 1000, with_it=1.05, without=1.0) < 0.16
+    assert gate.gain == pytest.approx(-1 / 21, abs=1e-3)
+
+
+def test_where_nothing_is_waited_for_nothing_can_be_won():
+    assert decode(CostGate(), 1000, with_it=0.99, without=1.0, waiting=LEAST_WAITING / 2) < 0.16
+
+
+def test_it_notices_when_things_change():
+    gate = CostGate()
+    decode(gate, 500, with_it=1.0, without=1.5)
+    decode(gate, 1000, with_it=1.5, without=1.0)
+    assert decode(gate, 500, with_it=1.5, without=1.0) < 0.16
+    decode(gate, 1000, with_it=1.0, without=1.5)
+    assert decode(gate, 500, with_it=1.0, without=1.5) > 0.84
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.8, 1.25))
+def test_noise_costs_little(with_it):
+    """Whatever the gain, the time lost against the better mode stays small."""
+    gate = CostGate()
+    decode(gate, 1000, with_it, 1.0, noise=0.3)
+    share = decode(gate, 4000, with_it, 1.0, noise=0.3)
+    assert share * with_it + (1 - share) < 1.04 * min(with_it, 1.0) + 0.0
+
+
+def test_it_says_when_it_is_only_asking():
+    gate = CostGate()
+    probing = []
+    for _ in range(300):
+        probing.append(gate.is_probing)
+        gate.step_ended(1.0 if gate.on else 2.0, 0.5)
+    assert 0.05 < sum(probing) / len(probing) < 0.2
