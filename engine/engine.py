@@ -330,6 +330,7 @@ class Engine:
             architecture=type(self._model).__name__,
             fast_path=self._fast_path,
             notes=self._notes,
+            foresight=self._foresight.snapshot() if self._foresight else None,
         )
 
     # -- recording ------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class EngineStats:
     bytes_prefetch_used: int = 0
     bytes_prefetch_wasted: int = 0
     bytes_prefetch_pending: int = 0
+    bytes_prefetch_cancelled: int = 0  # never crossed the link, so not part of bytes_total
     stall_seconds: float = 0.0
     prefill_stall_seconds: float = 0.0
     tokens: int = 0  # generated; the first of an answer comes out of its prefill
@@ -113,6 +114,7 @@ class CacheCounters:
     bytes_prefetch_moved: int = 0
     bytes_prefetch_used: int = 0
     bytes_prefetch_wasted: int = 0
+    bytes_prefetch_cancelled: int = 0
     evictions: int = 0
 
     @classmethod
@@ -132,6 +134,7 @@ class CacheCounters:
         named["bytes_correction"] = self.bytes_correction
         named["bytes_prefetch_used"] = self.bytes_prefetch_used
         named["bytes_prefetch_wasted"] = self.bytes_prefetch_wasted
+        named["bytes_prefetch_cancelled"] = self.bytes_prefetch_cancelled
         resting = self.bytes_prefetch_moved - self.bytes_prefetch_used - self.bytes_prefetch_wasted
         named["bytes_prefetch_pending"] = resting
         named["evictions"] = self.evictions

@@ -20,6 +20,23 @@ class ChatEvent:
 
 
 @dataclass(frozen=True, eq=False)
+class ForesightSnapshot:
+    """The predictive policy at this moment.
+
+    `gain`: measured speed with prediction over without, minus one; `pays`: it is on for that, but for a few tokens
+    now and then; both None before the first comparison. `recall_*` float64 [layers]: share of the experts used that
+    were among as many predicted ones, by stage 1 before the token's step and corrected right before the layer; None
+    before the first token. `source` says what predicts.
+    """
+
+    pays: bool | None
+    gain: float | None
+    recall_before_step: np.ndarray | None
+    recall_before_layer: np.ndarray | None
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
 class EngineSnapshot:
     """One look at a working engine. `phase` is "idle", "prefill" or "decode"; `prefill_*` count tokens.
 
@@ -45,3 +62,4 @@ class EngineSnapshot:
     architecture: str
     fast_path: str
     notes: tuple[str, ...]
+    foresight: ForesightSnapshot | None

@@ -51,7 +51,7 @@ def bench_start(repeats: Repeats = 3, as_json: AsJson = False) -> None:
 def bench_decode(
     model: Model = "demo",
     budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "15%,25%,35%,45%,60%",
-    policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,lru-per-layer,lfu",
+    policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,lru-per-layer,lfu,predictive",
     link: Annotated[
         str, typer.Option(help="disk (read past the page cache), disk:buffered or emulated:2.5GBps, with commas.")
     ] = "disk",

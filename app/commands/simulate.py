@@ -27,8 +27,11 @@ def simulate(
         ),
     ] = "emulated:2.5GBps",
     policies: Annotated[
-        str, typer.Option(help="lru, lru-per-layer, lfu, belady, clairvoyant; with commas.")
-    ] = "lru,lru-per-layer,lfu,belady,clairvoyant",
+        str, typer.Option(help="lru, lru-per-layer, lfu, predictive, belady, clairvoyant; with commas.")
+    ] = "lru,lru-per-layer,lfu,predictive,belady,clairvoyant",
+    predictor: Annotated[
+        Path | None, typer.Option(help="A trained predictor's file, for the predictive policy.")
+    ] = None,
     model: Model = None,
     take: Annotated[int | None, typer.Option(min=2, help="Use only the first so many conversations.")] = None,
     as_json: AsJson = False,
@@ -41,15 +44,19 @@ def simulate(
         from engine.lab.simulation.simulate_traces import (
             SimulationSettings,
             read_shares,
-            read_traces,
+            require_shape,
             simulate_traces,
         )
         from engine.loading import locate_model
+        from engine.routing.predictors.weights_file import read_predictor
+        from engine.routing.traces.trace_set import read_traces
 
         shares = read_shares(budget)
         files = locate_model(load_settings({"model": model}).engine_options()["model"], on_progress)
         index = open_checkpoint(files.path).index
-        recorded = read_traces(traces, index.experts_per_layer)
+        recorded = read_traces([traces])
+        require_shape(recorded, index.experts_per_layer)
+        stored = None if predictor is None else read_predictor(predictor, recorded.model)
         settings = SimulationSettings(
             shares=shares,
             links=_list(link),
@@ -57,7 +64,7 @@ def simulate(
             token_seconds=token_ms / 1e3,
             expert_bytes=index.slot_bytes,
         )
-        return simulate_traces(recorded[:take], max(index.experts_per_layer), settings, on_progress)
+        return simulate_traces(recorded.traces[:take], recorded.shape, settings, stored, on_progress)
 
     present(work, _show, as_json)
 

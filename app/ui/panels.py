@@ -22,6 +22,7 @@ def panel_data(snapshot: Any, samples: Sequence[Sample], memory: NearMemory) -> 
         "heat": heat_map(snapshot),
         "series": series(samples),
         "totals": totals(snapshot.stats.to_dict()),
+        "foresight": foresight(snapshot),
         "link": snapshot.link,
         "policy": snapshot.policy,
     }
@@ -126,6 +127,44 @@ def totals(stats: dict[str, Any]) -> dict[str, str]:
         "used": bytes_in_words(stats.get("bytes_prefetch_used", 0)),
         "wasted": bytes_in_words(stats.get("bytes_prefetch_wasted", 0)),
     }
+
+
+def foresight(snapshot: Any) -> dict[str, Any] | None:
+    """Recall by layer in percent, and in words whether prediction pays; None under a policy that predicts nothing."""
+    found = snapshot.foresight
+    if found is None:
+        return None
+    before_step, before_layer = found.recall_before_step, found.recall_before_layer
+    layers = []
+    if before_step is not None and before_layer is not None:
+        layers = [
+            {"foreseen": round(100 * early), "corrected": round(100 * max(late - early, 0))}
+            for early, late in zip(before_step.tolist(), before_layer.tolist(), strict=True)
+        ]
+    stats = snapshot.stats.to_dict()
+    return {
+        "words": _pays(found),
+        "source": found.source,
+        "layers": layers,
+        "foreseen": _mean_percent(before_step),
+        "corrected": _mean_percent(before_layer),
+        "cancelled": bytes_in_words(stats.get("bytes_prefetch_cancelled", 0)),
+    }
+
+
+def _pays(found: Any) -> str:
+    if found.gain is None:
+        return "On; whether it pays is measured while an answer is written."
+    percent = f"{abs(100 * found.gain):.0f} %"
+    if found.pays:
+        return f"On: measured {percent} faster than without it."
+    if found.gain > 0:
+        return "Off: hardly anything is waited for, so there is nothing to win."
+    return f"Off: measured {percent} slower than without it. It is tried again now and then."
+
+
+def _mean_percent(recall: Any) -> str:
+    return "" if recall is None else f"{100 * float(recall.mean()):.0f} %"
 
 
 def _tile(label: str, value: str, unit: str, hint: str, kind: str = "") -> dict[str, str]:

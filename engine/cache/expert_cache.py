@@ -124,7 +124,7 @@ class ExpertCache:
                 self._plan_read_ahead(layer)
             self._schedule(lease)
             if self._phase is Phase.DECODE and self._speculation is not None:
-                self._speculation.cancel_wrong()
+                self._counters.bytes_prefetch_cancelled += self._speculation.cancel_wrong()
                 self._speculation.pump()
         return lease
 

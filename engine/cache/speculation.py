@@ -33,13 +33,16 @@ class Speculation:
             if key is None or not self._load(key):
                 return
 
-    def cancel_wrong(self) -> None:
-        """Takes back guesses that have not begun to move and are not likely any more."""
+    def cancel_wrong(self) -> int:
+        """Takes back guesses that have not begun to move and are not likely any more. Returns the bytes spared."""
+        spared = 0
         for key, transfer in list(self._guesses.items()):
             demanded = transfer.priority is Priority.DEMAND
             if not demanded and self.prefetcher.is_wrong(key) and self._transfers.cancel(transfer):
                 del self._guesses[key]
                 self._residency.abort(key)
+                spared += transfer.total_bytes
+        return spared
 
     def ended(self, transfer: Transfer) -> None:
         """A transfer arrived, failed or was cancelled by somebody else."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cache.policies import PLAIN_POLICIES, PREDICTIVE
 from engine.checkpoint.catalog import resolve_model
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import EngineError, NotEnoughMemory
@@ -24,7 +25,6 @@ from engine.lab.report import make_report, median_run, ratio
 if TYPE_CHECKING:
     from engine import Engine
 
-PLAIN_POLICIES = ("lru", "lru-per-layer", "lfu")
 ENGINE_LINKS = {"disk": "disk:direct", "disk:buffered": "disk"}  # cold is the rule here, RAM must not pose as disk
 WARM_UP_LIMIT = 4  # answers, until nothing is missing any more, before the resident speed is measured
 
@@ -128,7 +128,11 @@ class _Bench:
         ours = resident_per_second.get("tokens_per_second")
         every = [measured.ids for repeats in self._cases.values() for measured, _ in repeats]
         every += [measured.ids for measured in self._resident]
-        ratios = {"resident_decode_over_transformers": ratio(ours, self._stock_per_second), **_best_plain(runs)}
+        ratios = {
+            "resident_decode_over_transformers": ratio(ours, self._stock_per_second),
+            **_best_plain(runs),
+            **_predictive_over_best_plain(runs),
+        }
         return make_report(
             runs,
             ratios,
@@ -209,5 +213,22 @@ def _best_plain(runs: list[dict[str, Any]]) -> dict[str, float]:
     best: dict[str, float] = {}
     for run in runs:
         name = f"best_efficiency_{run['link']}_{run['budget']}"
-        best[name] = max(best.get(name, 0.0), run["efficiency"])
+        if run["policy"] in PLAIN_POLICIES:
+            best[name] = max(best.get(name, 0.0), run["efficiency"])
     return best
+
+
+def _predictive_over_best_plain(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Speed and bytes of the predictive policy over those of the fastest plain cache, at each budget and link."""
+    ratios: dict[str, float] = {}
+    for run in runs:
+        case = run["link"], run["budget"]
+        plain = [r for r in runs if r["policy"] in PLAIN_POLICIES and (r["link"], r["budget"]) == case]
+        if run["policy"] != PREDICTIVE or not plain:
+            continue
+        best = max(plain, key=lambda r: r["tokens_per_second"])
+        name = f"{run['link']}_{run['budget']}"
+        ratios[f"predictive_speed_over_best_plain_{name}"] = run["tokens_per_second"] / best["tokens_per_second"]
+        if best["bytes_total"]:
+            ratios[f"predictive_bytes_over_best_plain_{name}"] = run["bytes_total"] / best["bytes_total"]
+    return ratios

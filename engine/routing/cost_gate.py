@@ -43,12 +43,15 @@ class CostGate:
     def __init__(self) -> None:
         self.on = True
         self.gain: float | None = None
-        self.waiting: float | None = None
-        """Share of the time waited for transfers without prediction, when last seen."""
         self._better = True
         self._left = FIRST_SPELL
         self._before: list[tuple[float, float]] = []
         self._probe = _Mean()
+
+    @property
+    def pays(self) -> bool | None:
+        """What the comparisons say; None before the first."""
+        return None if self.gain is None else self._better
 
     @property
     def is_probing(self) -> bool:
@@ -81,5 +84,4 @@ class CostGate:
         known = None if self.gain is None else math.log1p(self.gain)
         mixed = found if known is None else MEMORY * known + (1 - MEMORY) * found
         self.gain = math.expm1(mixed)
-        self.waiting = without.waited / without.seconds
-        self._better = self.gain > 0 and self.waiting >= LEAST_WAITING
+        self._better = self.gain > 0 and without.waited >= LEAST_WAITING * without.seconds

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.routing.live_recall import LiveRecall
+
 FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
 
 
@@ -69,6 +71,8 @@ class Forecast:
         self._rows = np.zeros((1, layers, experts), np.float32)
         self._stage1 = np.zeros((layers, experts), np.float32)
         self.hidden: np.ndarray | None = None  # of the token in progress, after the last layer, if anybody tells
+        self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
+        self.recall_before_step, self.recall_before_layer = LiveRecall(layers), LiveRecall(layers)
         self._routed = -1  # the last layer whose routing is known
 
     def predict(self, token_id: int) -> None:
@@ -87,6 +91,7 @@ class Forecast:
         """The real routing of `layer`, [top k] each, and what its router saw."""
         self._experts[layer] = experts
         self._weights[layer] = weights
+        self._before_routing[layer] = self.now[layer]
         if self._correction is not None and hidden is not None:
             ahead = self._correction.ahead(layer, hidden, self._stage1)
             self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
@@ -99,6 +104,8 @@ class Forecast:
         self._used[:] = 0
         np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
         self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
+        self.recall_before_step.count(self._stage1, self._experts)
+        self.recall_before_layer.count(self._before_routing, self._experts)
         self._predictor.observed(self._experts, self._weights, self.hidden)
         self.hidden = None
 

@@ -22,6 +22,7 @@ from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
 from engine.routing.prefetcher import Prefetcher
 from engine.routing.traces.traced_model import TracedModel
+from engine.snapshot import ForesightSnapshot
 
 SHIPPED_DIR = Path(__file__).resolve().parents[2] / "assets" / "predictors"
 
@@ -32,9 +33,20 @@ class Foresight:
 
     eviction: EvictionPolicy
     prefetcher: Prefetcher
-    gate: CostGate
     feed: PredictorFeed
     source: str
+    _forecast: Forecast
+    _gate: CostGate
+
+    def snapshot(self) -> ForesightSnapshot:
+        """How well it goes, for panels."""
+        return ForesightSnapshot(
+            pays=self._gate.pays,
+            gain=self._gate.gain,
+            recall_before_step=self._forecast.recall_before_step.by_layer(),
+            recall_before_layer=self._forecast.recall_before_layer.by_layer(),
+            source=self.source,
+        )
 
 
 def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[int]) -> Foresight:
@@ -52,9 +64,10 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     return Foresight(
         SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on),
         Prefetcher(forecast, gate),
-        gate,
         PredictorFeed(predictor, forecast, experts_per_layer),
         _in_words(stored, reason) + problem,
+        forecast,
+        gate,
     )
 
 

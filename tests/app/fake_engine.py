@@ -12,6 +12,7 @@ import numpy as np
 from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.traced_model import TracedModel
+from engine.snapshot import ForesightSnapshot
 
 LAYERS, EXPERTS, TOP_K = 12, 16, 2
 SLOT_BYTES = 4_423_680
@@ -85,6 +86,7 @@ class FakeSnapshot:
     architecture: str = "Mixtral"
     fast_path: str = "The fast decoding path is in use."
     notes: tuple[str, ...] = ()
+    foresight: ForesightSnapshot | None = None
 
 
 @dataclass(frozen=True)

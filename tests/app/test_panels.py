@@ -4,11 +4,13 @@ import base64
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from app.machine_memory import NearMemory, near_memory
 from app.panel_history import PanelHistory, Sample
-from app.ui.panels import memory_bars, panel_data, series, tiles
+from app.ui.panels import foresight, memory_bars, panel_data, series, tiles
+from engine.snapshot import ForesightSnapshot
 from tests.app.fake_engine import EXPERTS, LAYERS, FakeEngine
 
 MEMORY = NearMemory("RAM", 16_000_000_000, 9_000_000_000)
@@ -101,3 +103,39 @@ def test_ram_is_the_near_memory_of_the_processor():
     assert memory.name == "RAM"
     assert 0 < memory.free_bytes <= memory.total_bytes
     assert memory.others_bytes(memory.total_bytes) == 0
+
+
+def foresight_of(**changes):
+    recall = np.array([0.5, 0.9])
+    found = ForesightSnapshot(
+        pays=True, gain=0.31, recall_before_step=recall, recall_before_layer=recall + 0.05, source="Guesses."
+    )
+    return replace(FakeEngine().snapshot(), foresight=replace(found, **changes))
+
+
+def test_a_policy_that_predicts_nothing_has_no_panel_for_it(engine):
+    assert foresight(engine.snapshot()) is None
+
+
+def test_foreseen_experts_are_shown_by_layer(engine):
+    shown = foresight(foresight_of())
+    assert shown["layers"] == [{"foreseen": 50, "corrected": 5}, {"foreseen": 90, "corrected": 5}]
+    assert (shown["foreseen"], shown["corrected"], shown["source"]) == ("70 %", "75 %", "Guesses.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "On: measured 31 % faster"),
+        ({"pays": None, "gain": None}, "On; whether it pays is measured"),
+        ({"pays": False}, "Off: hardly anything is waited for"),
+        ({"pays": False, "gain": -0.07}, "Off: measured 7 % slower"),
+    ],
+)
+def test_whether_prediction_pays_is_said(changes, words):
+    assert foresight(foresight_of(**changes))["words"].startswith(words)
+
+
+def test_before_the_first_token_nothing_is_known_of_foresight():
+    shown = foresight(foresight_of(recall_before_step=None, recall_before_layer=None))
+    assert (shown["layers"], shown["foreseen"]) == ([], "")

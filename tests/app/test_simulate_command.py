@@ -30,7 +30,7 @@ def simulate(recorded, *more: object):
 def test_every_policy_budget_and_link_is_a_run(recorded):
     links = "emulated:0.05GBps,stall:50%"
     report = run_json(*simulate(recorded, "--budget", "25%,50%", "--link", links))
-    assert len(report["runs"]) == 2 * 2 * 5
+    assert len(report["runs"]) == 2 * 2 * 6
     by_name = {(run["budget"], run["link"], run["policy"]): run for run in report["runs"]}
     for budget in ("25%", "50%"):
         plain = [by_name[budget, "stall:50%", policy] for policy in ("lru", "lru-per-layer", "lfu")]
@@ -60,8 +60,9 @@ def test_what_cannot_be_simulated_is_said(recorded, more, words):
 
 def test_traces_of_another_model_are_refused(tmp_path):
     path = tmp_path / "other.sqlite"
-    TraceStore(path, TracedModel("other", "f00d", replace(MODEL.shape, layers=4))).close()
-    assert "recorded with another model, other" in run(*simulate(path), code=2).stderr
+    with TraceStore(path, TracedModel("other", "f00d", replace(MODEL.shape, experts=300))) as store:
+        store.append(0, made_up(20))
+    assert "recorded with another model" in run(*simulate(path), code=2).stderr
 
 
 def test_one_conversation_is_too_few(tmp_path):

@@ -12,12 +12,14 @@ from engine.cache.policies import LRU, LayerLRU, make_policy
 from engine.errors import InvalidSetting
 from engine.lab.belady import decoded_steps, replay
 from engine.lab.simulation.compute_times import ComputeTimes
-from engine.lab.simulation.contenders import make_contender
+from engine.lab.simulation.contenders import Contender, make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, Simulator
+from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 
 LAYERS, EXPERTS, TOP_K = 4, 6, 2
+SHAPE = RoutingShape(LAYERS, EXPERTS, TOP_K, vocabulary=100)
 EXPERT_BYTES = 1 << 20
 COMPUTE = ComputeTimes(before_routing=1.0, beside_experts=0.0, expert=0.5, after_layers=2.0)
 
@@ -40,7 +42,7 @@ def machine(transfer_seconds: float) -> SimulatedMachine:
 
 def test_with_everything_resident_a_token_takes_its_computing_time():
     trace = make_trace(20)
-    simulator = Simulator(machine(0.7), LAYERS * EXPERTS, LRU())
+    simulator = Simulator(machine(0.7), LAYERS * EXPERTS, Contender(LRU()))
     simulator.run([trace])
     again = simulator.run([trace])
     assert again.seconds == pytest.approx(20 * COMPUTE.token(LAYERS, TOP_K))
@@ -51,7 +53,7 @@ def test_demand_caching_stalls_for_what_the_wire_cannot_hide():
     """A slot for each expert a layer needs: all are missed, one after the other; the first is computed with while the
     second arrives.
     """
-    run = Simulator(machine(0.7), TOP_K, LRU()).run([make_trace(10)])
+    run = Simulator(machine(0.7), TOP_K, Contender(LRU())).run([make_trace(10)])
     assert run.bytes_moved == run.counters["misses"] * EXPERT_BYTES
     if run.counters["misses"] == 10 * LAYERS * TOP_K:
         stalls = 10 * LAYERS * (0.7 + 0.2)
@@ -63,7 +65,7 @@ def test_demand_caching_stalls_for_what_the_wire_cannot_hide():
 @pytest.mark.parametrize("slots", [4, 9, 16])
 def test_misses_are_those_of_the_replay_without_a_clock(name, slots):
     trace = make_trace(40)
-    run = Simulator(machine(0.3), slots, make_policy(name, LAYERS)).run([trace])
+    run = Simulator(machine(0.3), slots, Contender(make_policy(name, LAYERS))).run([trace])
     policy = make_policy(name, LAYERS)
     policy.resized(slots)
     assert run.counters["misses"] == replay(decoded_steps([trace]), slots, policy).misses
@@ -71,8 +73,8 @@ def test_misses_are_those_of_the_replay_without_a_clock(name, slots):
 
 def test_the_clairvoyant_waits_less_for_few_more_bytes():
     traces = [make_trace(60, seed) for seed in range(3)]
-    plain = Simulator(machine(0.4), 12, LayerLRU(LAYERS)).run(traces)
-    foreseen = Simulator(machine(0.4), 12, *make_contender("clairvoyant", traces, EXPERTS)).run(traces)
+    plain = Simulator(machine(0.4), 12, Contender(LayerLRU(LAYERS))).run(traces)
+    foreseen = Simulator(machine(0.4), 12, make_contender("clairvoyant", traces, SHAPE)).run(traces)
     assert foreseen.counters["stall_seconds"] < 0.5 * plain.counters["stall_seconds"]
     assert foreseen.bytes_moved < 1.25 * plain.bytes_moved
     assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
@@ -82,7 +84,7 @@ def test_the_clairvoyant_waits_less_for_few_more_bytes():
 @given(st.integers(2, LAYERS * EXPERTS), st.floats(0.05, 3.0), st.integers(0, 100))
 def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed):
     trace = make_trace(25, seed)
-    run = Simulator(machine(transfer_seconds), slots, *make_contender("clairvoyant", [trace], EXPERTS)).run([trace])
+    run = Simulator(machine(transfer_seconds), slots, make_contender("clairvoyant", [trace], SHAPE)).run([trace])
     assert run.seconds >= run.tokens * COMPUTE.token(LAYERS, TOP_K) - 1e-6
     counted = run.counters
     assert (
@@ -93,7 +95,7 @@ def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed):
 
 
 def test_a_prompt_costs_no_time_and_leaves_something_in_the_cache():
-    run = Simulator(machine(0.5), LAYERS * EXPERTS, LRU()).run([make_trace(40, prompt=30)])
+    run = Simulator(machine(0.5), LAYERS * EXPERTS, Contender(LRU())).run([make_trace(40, prompt=30)])
     assert run.tokens == 10
     assert run.hit_rate > 0.9
 
@@ -115,11 +117,11 @@ def test_the_curve_is_what_replays_of_each_size_give(per_layer, top_k, tolerance
 @pytest.mark.parametrize("prompt", [0, 12])
 def test_belady_is_the_least_any_demand_cache_moves(prompt):
     traces = [make_trace(50, seed, prompt) for seed in range(2)]
-    belady = Simulator(machine(0.3), 10, *make_contender("belady", traces, EXPERTS)).run(traces)
-    plain = Simulator(machine(0.3), 10, LRU()).run(traces)
+    belady = Simulator(machine(0.3), 10, make_contender("belady", traces, SHAPE)).run(traces)
+    plain = Simulator(machine(0.3), 10, Contender(LRU())).run(traces)
     assert belady.counters["misses"] < plain.counters["misses"]
 
 
 def test_an_unknown_policy_is_named():
     with pytest.raises(InvalidSetting, match="no policy called 'best'"):
-        make_contender("best", [make_trace(2)], EXPERTS)
+        make_contender("best", [make_trace(2)], SHAPE)

@@ -35,6 +35,7 @@ const heatBox = section("Experts", "One row a layer, one cell an expert. Brighte
 const hitBox = section("When an expert was needed",
   "Share of needs, second by second. Ready: no wait. On its way: a short wait. Absent: fetched while you wait.");
 const linkBox = section("Moved into memory", "");
+const foresightBox = section("Foreseen", "");
 const stallBox = section("Time spent waiting", "Share of each second in which computing waited for an expert.");
 
 // -- tiles
@@ -137,6 +138,17 @@ const drawLink = (rows, totals, link) => {
     ? `Bytes a second over the link (${link}); the tallest column is ${inWords(most)}/s.`
     : `Bytes a second over the link (${link}).`;
 };
+const drawForesight = (foresight) => {
+  foresightBox.parentNode.hidden = !foresight;
+  if (!foresight) return;
+  const entries = [["foreseen", "before the token", foresight.foreseen], ["corrected", "corrected in time", foresight.corrected],
+    ["outside", "fetches taken back", foresight.cancelled]];
+  const picture = foresight.layers.length
+    ? [chart(foresight.layers, ["foreseen", "corrected"], () => 100, "Share of used experts that were foreseen, by layer"), axis("first layer", "last layer")]
+    : [empty("How much of what is used was foreseen appears with the first answer.")];
+  foresightBox.replaceChildren(make("p", "readout", foresight.words), ...picture, legend(entries));
+  foresightBox.nextSibling.textContent = `Share of the experts used that were foreseen, layer by layer. ${foresight.source}`;
+};
 const drawStall = (rows) => {
   stallBox.replaceChildren(...(rows.length
     ? [chart(rows, ["stall"], () => 1, "Share of time spent waiting"), axis(span(rows), "now")]
@@ -218,6 +230,7 @@ const draw = () => {
   if (!canvas.matches(":hover")) summary();
   drawHits(data.series, data.totals);
   drawLink(data.series, data.totals, data.link);
+  drawForesight(data.foresight);
   drawStall(data.series);
 };
 watch("value", draw);

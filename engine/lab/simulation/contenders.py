@@ -1,60 +1,89 @@
-"""Policies by name, as simulations run them: the plain ones, Belady's, and a prefetcher that knows the future."""
+"""Policies by name, as simulations run them: the plain ones, the predictive one, and bounds that know the future."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from engine.cache.policies import PLAIN_POLICIES, Belady, EvictionPolicy, make_policy
-from engine.cache.predicted_next_use import PredictedNextUse
+from engine.cache.policies import (
+    DEFAULT_POLICY,
+    PLAIN_POLICIES,
+    PREDICTIVE,
+    Belady,
+    EvictionPolicy,
+    make_policy,
+)
+from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
 from engine.errors import InvalidSetting
-from engine.lab.simulation.simulate import acquisitions
+from engine.lab.simulation.acquisitions import acquisitions
+from engine.routing.blend import Blend, blend_of, routers_alone
+from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Forecast
+from engine.routing.predictors.baselines import NoPrediction, Oracle
+from engine.routing.predictors.interface import RoutingPredictor
+from engine.routing.predictors.registry import predictor_of
+from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 
 BOUNDS = ("belady", "clairvoyant")
 CLAIRVOYANT_TOKENS = 4  # that it sees, the present one among them
 
 
-class Clairvoyant:
-    """A predictor that is always right about the decoded positions of `traces`, taken in order."""
+@dataclass(frozen=True)
+class Contender:
+    """A policy, and what else there is when it predicts."""
 
-    def __init__(self, traces: Sequence[RoutingTrace], experts: int, horizon: int = CLAIRVOYANT_TOKENS) -> None:
-        self.horizon = horizon
-        self._rows = [rows for trace in traces for rows in _futures(trace, experts, horizon)]
-        self._next = 0
-
-    def predict(self, token_id: int) -> np.ndarray:
-        """The next position's rows, whatever its token."""
-        rows = self._rows[self._next]
-        self._next += 1
-        return rows
-
-    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
-        """Nothing to learn."""
+    eviction: EvictionPolicy
+    prefetcher: Prefetcher | None = None
+    predictor: RoutingPredictor | None = None
+    forecast: Forecast | None = None
 
 
-def make_contender(name: str, traces: Sequence[RoutingTrace], experts: int) -> tuple[EvictionPolicy, Prefetcher | None]:
-    """A fresh policy, and the prefetcher that goes with it if any, to decode `traces` in order.
+class RecordedCorrection:
+    """Stage 2 from what deeper routers said when the trace was recorded."""
 
-    "belady" evicts as the least-moving demand cache, which never prefetches; "clairvoyant" prefetches with perfect
-    predictions. Both need the future, so they are bounds. Raises InvalidSetting.
+    def __init__(self, blend: Blend) -> None:
+        self._blend = blend
+
+    def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
+        """`hidden` is the trace's `ahead` of this layer, [distances, experts]."""
+        return self._blend(layer, stage1, hidden)
+
+
+def make_contender(
+    name: str, traces: Sequence[RoutingTrace], shape: RoutingShape, stored: StoredPredictor | None = None
+) -> Contender:
+    """A fresh contender to decode `traces`, in order.
+
+    "predictive" is the engine's own, with the trained predictor `stored` if there is one; "belady" evicts as the
+    least-moving demand cache, which never prefetches; "clairvoyant" prefetches with perfect predictions. The last two
+    need the future, so they are bounds. Raises InvalidSetting.
     """
-    layers, top_k = traces[0].layers, traces[0].top_k
+    if name == PREDICTIVE:
+        return _predictive(shape, stored)
     if name == "belady":
-        return Belady(acquisitions(traces)), None
+        return Contender(Belady(acquisitions(traces)))
     if name == "clairvoyant":
-        forecast = Forecast(layers, experts, top_k, Clairvoyant(traces, experts))
-        return PredictedNextUse(forecast.value), Prefetcher(forecast)
+        oracle = Oracle(shape, traces, CLAIRVOYANT_TOKENS)
+        forecast = Forecast(shape.layers, shape.experts, shape.top_k, oracle)
+        return Contender(PredictedNextUse(forecast.value), Prefetcher(forecast), oracle, forecast)
     if name not in PLAIN_POLICIES:
-        names = ", ".join((*PLAIN_POLICIES, *BOUNDS))
+        names = ", ".join((*PLAIN_POLICIES, PREDICTIVE, *BOUNDS))
         raise InvalidSetting(f"There is no policy called {name!r} to simulate.", f"Choose from {names}.")
-    return make_policy(name, layers), None
+    return Contender(make_policy(name, shape.layers))
 
 
-def _futures(trace: RoutingTrace, experts: int, horizon: int) -> list[np.ndarray]:
-    used = trace.multi_hot(experts)
-    padded = np.concatenate([used, np.zeros((horizon, *used.shape[1:]), np.float32)])
-    return [padded[row : row + horizon] for row in np.flatnonzero(trace.decoded)]
+def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contender:
+    """Put together as in engine.routing.foresight, but for where stage 2 comes from."""
+    predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
+    blend = None if stored is None else blend_of(stored.arrays)
+    correction = RecordedCorrection(blend or routers_alone(shape.layers, shape.top_k))
+    forecast, gate = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction), CostGate()
+    plain = make_policy(DEFAULT_POLICY, shape.layers)
+    eviction = SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on)
+    return Contender(eviction, Prefetcher(forecast, gate), predictor, forecast)

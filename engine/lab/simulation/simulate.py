@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.links.emulated import EmulatedSpeed
-from engine.cache.policies import EvictionPolicy
-from engine.checkpoint.expert_key import ExpertKey
+from engine.lab.simulation.acquisitions import distinct, passes
 from engine.lab.simulation.compute_times import ComputeTimes
+from engine.lab.simulation.contenders import Contender
 from engine.lab.simulation.virtual_transfers import VirtualLink, VirtualTransfers
-from engine.routing.prefetcher import Prefetcher
-from engine.routing.traces.trace import NOBODY, RoutingTrace
+from engine.routing.traces.trace import RoutingTrace
 
 
 @dataclass(frozen=True)
@@ -59,59 +56,62 @@ class SimulatedRun:
 class Simulator:
     """The engine's cache, policies and prefetcher over virtual transfers; keeps its content between traces."""
 
-    def __init__(
-        self, machine: SimulatedMachine, slots: int, policy: EvictionPolicy, prefetcher: Prefetcher | None = None
-    ) -> None:
-        self._machine = machine
+    def __init__(self, machine: SimulatedMachine, slots: int, contender: Contender) -> None:
+        self._machine, self._contender = machine, contender
         self._made: list[VirtualTransfers] = []
-        self._prefetcher = prefetcher
         self._cache = ExpertCache(
             VirtualLink(machine.expert_bytes, machine.speed),
-            policy,
+            contender.eviction,
             [machine.experts] * machine.layers,
             slots,
             make_transfers=self._make_transfers,
-            prefetcher=prefetcher,
+            prefetcher=contender.prefetcher,
         )
         self._transfers = self._made[0]
 
     def run(self, traces: Iterable[RoutingTrace]) -> SimulatedRun:
         """Decodes the decoded positions of `traces`, having read the others as prompts. Counts this call alone."""
         tokens, seconds, before = 0, 0.0, self._cache.counters()
+        predictor = self._contender.predictor
         for trace in traces:
-            for start, stop in _runs(trace.decoded):
+            if predictor is not None:
+                predictor.begin()
+            for start, stop in passes(trace):
                 if not trace.decoded[start]:
                     self._prefill(trace.rows(start, stop))
                     continue
                 began = self._transfers.now()
-                for row in range(start, stop):
-                    self._step(trace, row)
+                self._step(trace, start)
                 seconds += self._transfers.now() - began
-                tokens += stop - start
+                tokens += 1
         after = self._cache.counters()
         return SimulatedRun(tokens, seconds, {name: after[name] - before[name] for name in after})
 
     def _step(self, trace: RoutingTrace, row: int) -> None:
-        compute, cache = self._machine.compute, self._cache
+        compute, cache, forecast = self._machine.compute, self._cache, self._contender.forecast
         cache.begin_step(int(trace.token_ids[row]))
         for layer, chosen in enumerate(trace.experts[row]):
             self._transfers.advance(compute.before_routing)
             ahead = None if trace.ahead is None else trace.ahead[row, layer]
             cache.observe(layer, ahead, chosen[None], trace.weights[row, layer][None])
-            with cache.acquire(layer, _distinct(chosen)) as lease:
+            with cache.acquire(layer, distinct(chosen)) as lease:
                 self._transfers.advance(compute.beside_experts)
                 while batch := lease.next_batch():
                     self._transfers.advance(compute.expert * len(batch))
         self._transfers.advance(compute.after_layers)
+        if forecast is not None:
+            forecast.hidden = None if trace.hidden is None else trace.hidden[row]
         cache.step_ended()
 
     def _prefill(self, rows: RoutingTrace) -> None:
-        """Takes no time and no stall: only what it leaves in the cache matters."""
+        """Takes no time and no stall: only what it leaves in the cache, and with the predictor, matters."""
+        if self._contender.predictor is not None:
+            self._contender.predictor.read(rows)
         self._cache.begin_prefill(len(rows), rows.top_k)
         for layer in range(rows.layers):
             chosen = rows.experts[:, layer]
             self._cache.observe(layer, None, chosen, rows.weights[:, layer])
-            with self._cache.acquire(layer, _distinct(chosen)) as lease:
+            with self._cache.acquire(layer, distinct(chosen)) as lease:
                 while lease.next_batch():
                     pass
         self._cache.begin_decode()
@@ -119,27 +119,3 @@ class Simulator:
     def _make_transfers(self, *arguments: Any) -> VirtualTransfers:
         self._made.append(VirtualTransfers(*arguments))
         return self._made[0]
-
-
-def acquisitions(traces: Iterable[RoutingTrace]) -> Iterator[list[ExpertKey]]:
-    """What `Simulator.run` asks the cache for, in order: a layer's experts at a time."""
-    for trace in traces:
-        for start, stop in _runs(trace.decoded):
-            passes = [(row, row + 1) for row in range(start, stop)] if trace.decoded[start] else [(start, stop)]
-            for first, last in passes:
-                for layer in range(trace.layers):
-                    yield [ExpertKey(layer, expert) for expert in _distinct(trace.experts[first:last, layer])]
-
-
-def _distinct(chosen: np.ndarray) -> list[int]:
-    """In the order of their first appearance, as the engine asks for them."""
-    return list(dict.fromkeys(chosen[chosen != NOBODY].tolist()))
-
-
-def _runs(decoded: np.ndarray) -> list[tuple[int, int]]:
-    """[start, stop) of each run of equal values."""
-    if not len(decoded):
-        return []
-    borders = np.flatnonzero(np.diff(decoded)) + 1
-    edges = [0, *borders.tolist(), len(decoded)]
-    return list(zip(edges[:-1], edges[1:], strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from engine.cache.links.emulated import EmulatedSpeed
@@ -15,8 +14,10 @@ from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, SimulatedRun, Simulator
+from engine.routing.predictors.weights_file import StoredPredictor
+from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
-from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.trace_set import TraceSet
 
 OnProgress = Callable[[str, int, int], None]
 SECANT_STEPS = 6
@@ -37,7 +38,11 @@ class SimulationSettings:
 
 
 def simulate_traces(
-    traces: Sequence[RoutingTrace], experts: int, settings: SimulationSettings, on_progress: OnProgress
+    traces: Sequence[RoutingTrace],
+    shape: RoutingShape,
+    settings: SimulationSettings,
+    stored: StoredPredictor | None,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """The report. Raises InvalidSetting for too few conversations or an unknown policy or link."""
     if len(traces) <= settings.warm_up or not any(trace.decoded.any() for trace in traces[settings.warm_up :]):
@@ -45,7 +50,7 @@ def simulate_traces(
             f"{len(traces)} recorded conversations are too few: the first fills the cache, the others are decoded.",
             "Record more answers with `trace --prompts FILE --tokens 128`.",
         )
-    lab = _Lab(traces, experts, settings)
+    lab = _Lab(traces, shape, settings, stored)
     runs: list[dict[str, Any]] = []
     total = len(settings.shares) * len(settings.links) * len(settings.policies)
     for share in settings.shares:
@@ -67,15 +72,21 @@ def simulate_traces(
 class _Lab:
     """Traces, and what is simulated with them."""
 
-    def __init__(self, traces: Sequence[RoutingTrace], experts: int, settings: SimulationSettings) -> None:
-        self._traces, self._experts, self._settings = traces, experts, settings
-        self._layers = traces[0].layers
-        self._compute = ComputeTimes.of_token(settings.token_seconds, self._layers, traces[0].top_k)
+    def __init__(
+        self,
+        traces: Sequence[RoutingTrace],
+        shape: RoutingShape,
+        settings: SimulationSettings,
+        stored: StoredPredictor | None,
+    ) -> None:
+        self._traces, self._shape, self._settings, self._stored = traces, shape, settings, stored
+        self._compute = ComputeTimes.of_token(settings.token_seconds, shape.layers, shape.top_k)
 
     def run(self, policy: str, share: float, speed: EmulatedSpeed) -> SimulatedRun:
-        machine = SimulatedMachine(self._layers, self._experts, self._settings.expert_bytes, self._compute, speed)
-        contender = make_contender(policy, self._traces, self._experts)
-        simulator = Simulator(machine, self._slots(share), *contender)
+        layers, experts = self._shape.layers, self._shape.experts
+        machine = SimulatedMachine(layers, experts, self._settings.expert_bytes, self._compute, speed)
+        contender = make_contender(policy, self._traces, self._shape, self._stored)
+        simulator = Simulator(machine, self._slots(share), contender)
         simulator.run(self._traces[: self._settings.warm_up])
         return simulator.run(self._traces[self._settings.warm_up :])
 
@@ -101,17 +112,17 @@ class _Lab:
     def curves(self) -> dict[str, list[float]]:
         """Hit rate of LRU by number of slots, 0, 1, ..., in one and in equal parts."""
         made = {
-            name: lru_curve(self._traces, self._layers, self._experts, per_layer)
+            name: lru_curve(self._traces, self._shape.layers, self._shape.experts, per_layer)
             for name, per_layer in (("lru", False), ("lru-per-layer", True))
         }
         return {name: [curve.hit_rate(n) for n in range(len(curve.hits))] for name, curve in made.items()}
 
     def _slots(self, share: float) -> int:
-        return max(round(share * self._layers * self._experts), self._traces[0].top_k)
+        return max(round(share * self._shape.outputs), self._shape.top_k)
 
     def _speed_for(self, policy: str, share: float, stall: float) -> float:
         """Bytes a second at which `policy` waits for `stall` of the time: waiting is about as long as moving."""
-        speed = self._settings.expert_bytes * self._layers / self._settings.token_seconds
+        speed = self._settings.expert_bytes * self._shape.layers / self._settings.token_seconds
         for _ in range(SECANT_STEPS):
             found = self.run(policy, share, EmulatedSpeed(speed)).stall_share
             if abs(found - stall) < 0.002:
@@ -135,14 +146,11 @@ def _share(text: str) -> float:
     return share
 
 
-def read_traces(path: Path, experts_per_layer: Sequence[int]) -> list[RoutingTrace]:
-    """The conversations in a trace file of a model of this shape. Raises InvalidSetting, TraceStoreUnavailable."""
-    with TraceStore(path) as store:
-        if store.model is None:
-            raise InvalidSetting(f"Nothing is recorded in {path}.", "Record with `trace --prompts FILE --out FILE`.")
-        shape = store.model.shape
-        if (shape.layers, shape.experts) != (len(experts_per_layer), max(experts_per_layer)):
-            raise InvalidSetting(
-                f"{path} was recorded with another model, {store.model.name}.", "Give that model with --model."
-            )
-        return list(store.traces())
+def require_shape(recorded: TraceSet, experts_per_layer: Sequence[int]) -> None:
+    """Raises InvalidSetting unless the traces can be of a model of this shape."""
+    if (recorded.shape.layers, recorded.shape.experts) != (len(experts_per_layer), max(experts_per_layer)):
+        raise InvalidSetting(
+            f"The routing was recorded with another model, of {recorded.shape.layers} layers with "
+            f"{recorded.shape.experts} experts.",
+            "Give that model with --model.",
+        )
