@@ -9,6 +9,7 @@ from app.panel_history import PanelHistory
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
 from app.settings import Settings
+from app.what_if import WhatIfCurve
 from engine.paths import data_dir
 
 
@@ -23,6 +24,7 @@ class Program:
         self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
         self.answers = Answers(self.host, self.store)
         self.history = PanelHistory(self.host)
+        self.what_if = WhatIfCurve()
 
     def start(self) -> None:
         """Begins loading the model; returns at once."""

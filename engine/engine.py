@@ -41,6 +41,7 @@ from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
 from engine.routing.foresight import Foresight, make_foresight
 from engine.routing.passes import PassListener, PassListeners
+from engine.routing.traces.recent import RecentRouting
 from engine.routing.traces.recording import Recording
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
@@ -78,6 +79,7 @@ class Engine:
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
         opened = open_link(link, index, on_progress)
         self._link = opened.name
+        self._recent = RecentRouting(index.experts_per_layer, index.top_k)
         self._foresight = self._make_foresight()
         listener = self._listener()
         self._cache = ExpertCache(
@@ -108,8 +110,8 @@ class Engine:
         return make_foresight(self._model, self.traced_model, self._experts_per_layer)
 
     def _listener(self) -> PassListener:
-        recorder = self._recording.recorder
-        return PassListeners(recorder, self._foresight.feed) if self._foresight else recorder
+        listeners: list[PassListener] = [self._recording.recorder, self._recent]
+        return PassListeners(*listeners, *([self._foresight.feed] if self._foresight else []))
 
     def _eviction(self) -> EvictionPolicy:
         if self._foresight:
@@ -379,6 +381,10 @@ class Engine:
         """The rows recorded into memory since the last call, a trace for each conversation."""
         with self._gate.visit():
             return self._recording.recorder.take()
+
+    def recent_routing(self) -> RoutingTrace:
+        """The last few hundred decoded tokens' experts, kept in memory whether anything is recorded or not."""
+        return self._recent.trace()
 
     # -- end ------------------------------------------------------------------------------------------------------
 

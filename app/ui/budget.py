@@ -73,7 +73,7 @@ class Budget:
         engine = host.engine
         if engine is None:
             return f"failed {host.state.error}" if host.state.error else "planned" if host.plan else "loading"
-        plan, auto = engine.plan, self._auto()
+        plan, auto = engine.plan, self.auto_percent()
         return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto}"
 
     def refresh(self) -> dict[Any, Any]:
@@ -90,7 +90,7 @@ class Budget:
         return {
             parts.slider: _slider_update(plan),
             parts.label: html.budget_label(plan, warnings=plan.warnings),
-            parts.marks: html.budget_marks(marks(plan, self._auto())),
+            parts.marks: html.budget_marks(marks(plan, self.auto_percent())),
             parts.auto: gr.update(interactive=True),
             parts.load_again: gr.update(visible=failed),
         }
@@ -110,7 +110,8 @@ class Budget:
         self._program.preferences.set_budget(budget)
         return _slider_update(plan), html.budget_label(plan, warnings=plan.warnings)
 
-    def _auto(self) -> float | None:
+    def auto_percent(self) -> float | None:
+        """Share of the experts that the automatic budget would hold now; None while it is not known."""
         engine = self._program.host.engine
         with self._lock:
             if engine is not None and time.monotonic() - self._auto_at >= AUTO_VALID_SECONDS:

@@ -20,6 +20,8 @@ from app.ui.budget import Budget
 from app.ui.layout import Parts
 from app.ui.panels import memory_bars, panel_data
 from app.ui.tabs import Tabs
+from app.ui.what_if_view import what_if_data
+from app.what_if import WhatIf
 
 
 class LivePanels:
@@ -72,8 +74,13 @@ class LivePanels:
                 "warnings": warnings,
                 "reasons": html.reasons(snapshot.plan, (snapshot.fast_path, *snapshot.notes)),
             },
-            "panels": panel_data(snapshot, program.history.samples(), memory),
+            "panels": panel_data(snapshot, program.history.samples(), memory)
+            | {"what_if": what_if_data(self._what_if(snapshot), snapshot.plan, self._budget.auto_percent())},
         }
+
+    def _what_if(self, snapshot: Any) -> WhatIf | None:
+        engine = self._program.host.engine
+        return self._program.what_if.of(engine, snapshot.busy) if engine else None
 
     def _planned(self) -> dict[str, Any]:
         """What will be in memory, while the model is being loaded."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
 from engine.routing.shape import RoutingShape
+from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.traced_model import TracedModel
 from engine.snapshot import ForesightSnapshot
 
@@ -57,6 +58,14 @@ class FakeStats:
     bytes_prefetch_wasted: int = 0
     stall_seconds: float = 0.0
     tokens: int = 0
+
+    @property
+    def decode_steps(self) -> int:
+        return self.tokens
+
+    @property
+    def decode_seconds(self) -> float:
+        return self.stall_seconds + 0.01 * self.tokens
 
     def __sub__(self, earlier: FakeStats) -> FakeStats:
         return FakeStats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
@@ -192,6 +201,13 @@ class FakeEngine:
             s.stall_seconds + misses * 0.0004,
             s.tokens + 1,
         )
+
+    def recent_routing(self) -> RoutingTrace:
+        """As many random tokens as were generated."""
+        count = self._stats.tokens
+        experts = np.random.default_rng(0).random((count, LAYERS, EXPERTS)).argsort(-1)[..., :TOP_K].astype(np.int16)
+        weights = np.zeros(experts.shape, np.float16)
+        return RoutingTrace("recent", np.zeros(count, np.int32), experts, weights, np.ones(count, bool))
 
     def record_to(self, store, ahead=0, hidden=False) -> None:
         self.store = store

@@ -29,6 +29,7 @@ root.append(make("p", "empty panels-empty",
   "which experts are in it, what is fetched while an answer is written, and how long computing waited for it."));
 const tilesBox = make("div", "tiles");
 root.append(tilesBox);
+const whatIfBox = section("What other budgets would give", "");
 const memoryBox = section("Memory", "");
 memoryBox.parentNode.classList.add("panel-memory");
 const heatBox = section("Experts", "One row a layer, one cell an expert. Brighter: used more often.");
@@ -138,6 +139,33 @@ const drawLink = (rows, totals, link) => {
     ? `Bytes a second over the link (${link}); the tallest column is ${inWords(most)}/s.`
     : `Bytes a second over the link (${link}).`;
 };
+// -- lines over the budget
+const line = (xs, ys, kind) => svgNode("polyline", {
+  points: xs.map((x, index) => `${x},${HEIGHT - ys[index] * (HEIGHT - 4)}`).join(" "), class: "line line-" + kind });
+const drawWhatIf = (found) => {
+  whatIfBox.parentNode.hidden = !found;
+  if (!found) return;
+  const picture = svgNode("svg", { viewBox: `0 0 100 ${HEIGHT}`, preserveAspectRatio: "none", class: "chart", role: "img",
+    "aria-label": "Hit rate and speed by percent of the experts in memory" });
+  for (const mark of found.marks) {
+    picture.append(svgNode("line", { x1: mark.percent, x2: mark.percent, y1: 0, y2: HEIGHT, class: "line line-mark" }));
+  }
+  picture.append(line(found.percent, found.hit, "hit"));
+  const entries = [["hit", "experts ready", found.hit_now]];
+  if (found.speed.length) {
+    picture.append(line(found.percent, found.speed, "speed"));
+    entries.push(["experts", "speed", found.speed_now]);
+  }
+  const marks = make("div", "marks marks-chart");
+  for (const mark of found.marks) {
+    const end = mark.percent < 12 ? " mark-first" : mark.percent > 85 ? " mark-last" : "";
+    const label = make("span", "mark" + end, mark.label);
+    label.style.left = mark.percent + "%";
+    marks.append(label);
+  }
+  whatIfBox.replaceChildren(picture, marks, legend(entries));
+  whatIfBox.nextSibling.textContent = found.caption;
+};
 const drawForesight = (foresight) => {
   foresightBox.parentNode.hidden = !foresight;
   if (!foresight) return;
@@ -224,6 +252,7 @@ const draw = () => {
   if (!data && reading.memory) drawMemory(reading.memory);
   if (!data) return;
   drawTiles(data.tiles);
+  drawWhatIf(data.what_if);
   drawMemory(data.memory);
   heat = { ...data.heat, states: decode(data.heat.residency) };
   drawHeat();

@@ -1,0 +1,60 @@
+"""The newest decoded tokens' routing, always at hand: what the what-if curve is drawn from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.routing.traces.trace import NOBODY, RoutingTrace
+
+KEPT_TOKENS = 512
+
+
+class RecentRouting:
+    """A PassListener that keeps the experts of the last decoding steps in a ring. Read from any thread."""
+
+    def __init__(self, experts_per_layer: Sequence[int], top_k: int, kept: int = KEPT_TOKENS) -> None:
+        layers = len(experts_per_layer)
+        self._lock = threading.Lock()
+        self._experts = np.array(experts_per_layer, np.int16)[:, None]
+        self._ring = np.full((kept, layers, top_k), NOBODY, np.int16)
+        self._row = np.full((layers, top_k), NOBODY, np.int16)
+        self._decoding = False
+        self.tokens = 0
+        """Decoded since load."""
+
+    def trace(self) -> RoutingTrace:
+        """What is kept, oldest first, as one conversation of decoded tokens without ids."""
+        with self._lock:
+            count, kept = min(self.tokens, len(self._ring)), len(self._ring)
+            rows = np.arange(self.tokens - count, self.tokens) % kept
+            experts = self._ring[rows]
+        experts[experts >= self._experts] = NOBODY
+        weights = np.zeros(experts.shape, np.float16)
+        return RoutingTrace("recent", np.zeros(count, np.int32), experts, weights, np.ones(count, bool))
+
+    def kept(self, common: int, kept: int, total: int) -> None:
+        """Another prompt: the ring goes on."""
+
+    def begin_pass(self, position: int, ids: Sequence[int], decoded: bool) -> None:
+        self._decoding = decoded
+
+    def observed(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+        if self._decoding:
+            chosen = top_k_index.tolist()[0]  # quicker than any conversion of so few
+            self._row[layer, : len(chosen)] = chosen
+
+    def final_hidden(self, hidden: Any) -> None:
+        """Not kept."""
+
+    def end_pass(self) -> None:
+        if self._decoding:
+            with self._lock:
+                self._ring[self.tokens % len(self._ring)] = self._row
+                self.tokens += 1
+
+    def drop_pass(self) -> None:
+        """The step left no row."""
