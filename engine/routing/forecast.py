@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.routing.expectation import expect
 from engine.routing.live_recall import LiveRecall
 
 FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
@@ -64,7 +65,7 @@ class Forecast:
         self._used = np.zeros((layers, experts + 1), np.float32)  # the last column takes ids that mean nobody
         self._later = np.zeros((layers, experts), np.float32)
         distance = (np.arange(layers) - np.arange(-1, layers)[:, None] - 1) % layers / layers
-        self._phase = (self._discount**distance).astype(np.float32)[..., None]  # [layer routed + 1, layers, 1]
+        self._phase = (self._discount**distance).astype(np.float32)  # [layer routed + 1, layers]
         self.now = np.zeros((layers, experts), np.float32)
         self.next = np.zeros((layers, experts), np.float32)
         self.value = self._frequency.copy()
@@ -119,7 +120,4 @@ class Forecast:
             self.next[:] = rows[1]
 
     def _revalue(self) -> None:
-        np.subtract(1, self.now, out=self.value)
-        self.value *= self._later
-        self.value += self.now
-        self.value *= self._phase[self._routed + 1]
+        expect(self.now, self._later, self._phase[self._routed + 1], self.value)

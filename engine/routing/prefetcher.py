@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.cost_gate import CostGate
+from engine.routing.expectation import list_likely
 from engine.routing.forecast import Forecast
 
 
@@ -29,9 +30,11 @@ class Prefetcher:
         reach: int = 30,
     ) -> None:
         self._forecast, self._gate = forecast, gate
-        self._least, self._margin, self._reach = least, margin, reach
-        self._experts = forecast.now.shape[1]
-        self._plan: list[int] = []  # flat places, the soonest needed last
+        self._least, self._margin = np.float32(least), margin
+        layers, self._experts = forecast.now.shape
+        self._reach = min(reach, layers)
+        self._plan = np.zeros(2 * layers * self._experts, np.int64)  # flat places, the soonest needed last
+        self._left = 0  # so many of the plan
         self._unreadable: set[ExpertKey] = set()  # in this step
 
     @property
@@ -68,15 +71,15 @@ class Prefetcher:
 
     def pause(self) -> None:
         """Names nothing until the next step."""
-        self._plan.clear()
+        self._left = 0
 
     def next(self, is_held: Callable[[ExpertKey], bool]) -> ExpertKey | None:
         """The next expert to load; `is_held` says which are there or on their way. None: nothing is likely enough."""
-        while self._plan:
-            key = ExpertKey(*divmod(self._plan[-1], self._experts))
+        while self._left:
+            key = ExpertKey(*divmod(int(self._plan[self._left - 1]), self._experts))
             if not is_held(key) and key not in self._unreadable:
                 return key
-            self._plan.pop()
+            self._left -= 1
         return None
 
     def is_worth(self, key: ExpertKey, victim: ExpertKey | None) -> bool:
@@ -91,7 +94,7 @@ class Prefetcher:
 
     def skip(self) -> None:
         """What `next` named is not worth it: it is not named again until the forecast changes."""
-        self._plan.pop()
+        self._left -= 1
 
     def failed(self, key: ExpertKey) -> None:
         """`key` could not be read: it is not named again in this step."""
@@ -99,7 +102,4 @@ class Prefetcher:
 
     def _replan(self) -> None:
         """What is likely: first in this token's layers to come, then in the next token's."""
-        forecast = self._forecast
-        soon = np.flatnonzero(forecast.now.reshape(-1) >= self._least)
-        then = np.flatnonzero(forecast.next[: self._reach].reshape(-1) >= self._least)
-        self._plan = then[::-1].tolist() + soon[::-1].tolist()
+        self._left = list_likely(self._forecast.now, self._forecast.next, self._reach, self._least, self._plan)

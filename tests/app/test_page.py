@@ -1,13 +1,16 @@
 """The page in a real browser, on a scripted engine: quick looks at everything a person can do."""
 
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from engine.errors import BudgetTooSmall
+from engine.snapshot import ForesightSnapshot
 from tests.app.browsing import ServedProgram
-from tests.app.fake_engine import FakeEngine, FakePlan
+from tests.app.fake_engine import LAYERS, FakeEngine, FakePlan
 
 pytestmark = pytest.mark.browser
 
@@ -340,3 +343,37 @@ def test_the_model_card_is_there_for_whoever_opens_it(serve, visit, tmp_path):
     page.page.click("#about button")
     page.see("#model-card strong", "Small")
     assert "license" not in page.text("#model-card")
+
+
+class ForeseeingEngine(FakeEngine):
+    """Says that it predicts, and how well."""
+
+    def snapshot(self):
+        recall = np.linspace(0.5, 0.9, LAYERS)
+        found = ForesightSnapshot(
+            pays=True, gain=0.31, recall_before_step=recall, recall_before_layer=recall + 0.05, source="Told by a test."
+        )
+        return replace(super().snapshot(), foresight=found)
+
+
+def test_what_is_foreseen_and_what_other_budgets_would_give_are_drawn(serve, visit):
+    engine = ForeseeingEngine(words=SHORT * 20, token_seconds=0.005)
+    engine.resize("25%")
+    page = visit(serve(engine).address)
+    page.see("#panels", "Foreseen")
+    page.not_see("#panels .panel:has-text('What other budgets would give')")
+    page.say("What is the answer?")
+    page.wait_for_answer()
+    page.see("#panels", "On: measured 31 % faster than without it.")
+    page.see("#panels", "Told by a test.")
+    page.see("#panels .panel:has-text('What other budgets would give') .mark:has-text('now')")
+    assert page.page.locator("#panels .line-hit").count() == 1
+    assert page.page.locator("#panels .line-speed").count() == 1
+
+
+def test_a_policy_that_predicts_nothing_shows_no_such_panel(serve, visit):
+    page = visit(serve(FakeEngine(words=SHORT)).address)
+    page.say("What is the answer?")
+    page.wait_for_answer()
+    page.see("#panels .panel:has-text('Time spent waiting')")
+    page.not_see("#panels .panel:has-text('Foreseen')")

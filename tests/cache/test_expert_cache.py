@@ -47,7 +47,7 @@ def prefill_all(cache: ExpertCache, tokens: int) -> None:
     cache.begin_decode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(acquire, resize, prefill), max_size=25), st.integers(1, 20), st.sampled_from(PLAIN_POLICIES))
 def test_any_use_gives_the_right_bytes_within_the_slots(actions, slots, policy):
     link = MemoryLink(delay_seconds=0.0002)
@@ -74,7 +74,7 @@ def test_any_use_gives_the_right_bytes_within_the_slots(actions, slots, policy):
         cache.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(acquire, min_size=1, max_size=20),
     st.dictionaries(st.integers(0, 60), st.just(OSError(5, "Input/output error")), max_size=6),

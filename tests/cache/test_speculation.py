@@ -50,7 +50,7 @@ def decode_layers(cache: ExpertCache, token: list[list[int]]) -> None:
     cache.step_ended()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(chosen, st.integers(2, LAYERS * EXPERTS)), min_size=1, max_size=8),
     st.integers(2, 24),
@@ -101,7 +101,7 @@ class GuessesFail(MemoryLink):
             raise OSError("read error")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(chosen, min_size=2, max_size=4), st.integers(3, 12))
 def test_guesses_that_fail_cost_nothing_but_time(tokens, slots):
     cache = make_cache(GuessesFail(delay_seconds=0.001), slots, np.full((2, LAYERS, EXPERTS), 0.9))

@@ -72,7 +72,7 @@ def test_what_is_no_chat_is_refused(tokenizer, messages):
         encode_chat(tokenizer, messages, {END})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=40), stop=st.lists(st.text(min_size=1, max_size=4), max_size=2))
 def test_the_stream_is_the_text_up_to_the_first_stop(tokenizer, text, stop):
     stream = TextStream(tokenizer, stop)

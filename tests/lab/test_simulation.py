@@ -80,7 +80,7 @@ def test_the_clairvoyant_waits_less_for_few_more_bytes():
     assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, LAYERS * EXPERTS), st.floats(0.05, 3.0), st.integers(0, 100))
 def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed):
     trace = make_trace(25, seed)

@@ -48,7 +48,7 @@ def test_it_notices_when_things_change():
     assert decode(gate, 500, with_it=1.0, without=1.5) > 0.84
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.8, 1.25))
 def test_noise_costs_little(with_it):
     """Whatever the gain, the time lost against the better mode stays small."""

@@ -154,7 +154,7 @@ const drawWhatIf = (found) => {
   const entries = [["hit", "experts ready", found.hit_now]];
   if (found.speed.length) {
     picture.append(line(found.percent, found.speed, "speed"));
-    entries.push(["experts", "speed", found.speed_now]);
+    entries.push(["dense", "speed", found.speed_now]);
   }
   const marks = make("div", "marks marks-chart");
   for (const mark of found.marks) {
