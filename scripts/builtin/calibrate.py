@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.builtin.clustering import balanced_kmeans, fit_router
-from scripts.builtin.dense_forward import DenseForward, load_tokens, rms_norm
+from scripts.builtin.layer_walk import Texts, walk_layers
 
 EXPERTS, TOP_K = 16, 2
 SAMPLE_TOKENS = 49_152  # enough to place 16 centres and to fit a router
@@ -74,11 +74,6 @@ def cap_load(router: torch.Tensor, x: torch.Tensor, kinds: list[slice], rounds: 
             break
         router = router - step * excess[:, None] * constant
     return router
-
-
-def activations(x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What goes into ``down_proj``: [tokens, intermediate]."""
-    return F.silu(F.linear(x, weights["gate"])).mul_(F.linear(x, weights["up"]))
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -155,30 +150,19 @@ def main() -> None:
     args = parser.parse_args()
     size = Size(args.kept, args.shared)
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.from_numpy(load_tokens(path)).long() for path in args.tokens]
-    ends = np.cumsum([text.numel() for text in texts]).tolist()
-    kinds = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    blocks = [rows for text in texts for rows in text.split(16)]
-    model = DenseForward(16, max(block.shape[1] for block in blocks))
-    streams = [F.embedding(block, model.embedding) for block in blocks]
+    texts = Texts.read(args.tokens)
     layers = []
-    for index, weights in enumerate(model.layers):
+    for walked in walk_layers(texts):
         started = time.perf_counter()
-        for stream in streams:
-            stream += model.attention(index, rms_norm(stream, weights["input_layernorm"], model.eps), 0)
-        inputs = [rms_norm(stream, weights["post_attention_layernorm"], model.eps) for stream in streams]
-        x = torch.cat([block.flatten(0, 1) for block in inputs])
-        active = activations(x, weights)
-        layers.append(calibrate_layer(x, active, weights["down"], kinds, size, generator))
-        dense = F.linear(active, weights["down"])
-        for stream, output in zip(streams, dense.split([s[..., 0].numel() for s in streams]), strict=True):
-            stream += output.view_as(stream)
-        report(index, layers[-1], x[::8], active[::8], dense[::8], weights["down"])
-        print(f"busiest {largest_load(route(x, layers[-1].router), kinds).max():.2f}", end=", ")
+        x, down = walked.x, walked.weights["down"]
+        active = F.silu(walked.gate).mul_(walked.up)
+        layers.append(calibrate_layer(x, active, down, texts.kinds, size, generator))
+        report(walked.index, layers[-1], x[::8], active[::8], walked.output[::8], down)
+        print(f"busiest {largest_load(route(x, layers[-1].router), texts.kinds).max():.2f}", end=", ")
         print(f"{time.perf_counter() - started:.0f} s", flush=True)
     np.savez(
         args.out,
-        tokens=ends[-1],
+        tokens=texts.tokens,
         routers=torch.stack([layer.router for layer in layers]).numpy(),
         masks=torch.stack([layer.mask for layer in layers]).numpy(),
         gains=torch.stack([layer.gain for layer in layers]).numpy(),

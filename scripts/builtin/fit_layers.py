@@ -3,21 +3,25 @@
     python -m scripts.builtin.fit_layers parts.npz --tokens chats.npz documentation.npz --out fitted.pt
 
 Layer by layer, on the dense model's own residual stream: a step costs a quarter of one of `distill`, which goes on
-from here. The error of a token counts in proportion to its residual stream, as the norm that follows sees it.
+from here. The error of a token counts in proportion to its residual stream, as the norm that follows sees it. Each
+batch is of one kind of text, so that the load is balanced within each kind. What is fitted is saved after every layer;
+the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scripts.builtin.dense_forward import DenseForward, load_tokens, rms_norm
+from scripts.builtin.layer_walk import LayerPass, Texts, walk_layers
 from scripts.builtin.optimiser import make_optimiser, set_rates
 from scripts.builtin.student import ExpertLayer, Trained
 
@@ -37,37 +41,45 @@ class Fitting:
     seed: int
 
 
-@dataclass(frozen=True)
-class Examples:
-    """What one layer gets and gives: inputs [tokens, hidden], dense pre-activations [tokens, intermediate].
-
-    `scale` [tokens, 1] is one over the length of the residual stream.
-    """
-
-    x: torch.Tensor
-    gate: torch.Tensor
-    up: torch.Tensor
-    scale: torch.Tensor
+def batches(kinds: list[slice], size: int) -> Iterator[torch.Tensor]:
+    """Every token once, in batches of one kind of text each; what is left over of a kind is left out."""
+    found = []
+    for kind in kinds:
+        order = kind.start + torch.randperm(kind.stop - kind.start)
+        found += order.split(size)[: len(order) // size]
+    for place in torch.randperm(len(found)).tolist():
+        yield found[place]
 
 
-def fit_layer(layer: ExpertLayer, examples: Examples, down: torch.Tensor, fitting: Fitting) -> tuple[float, float]:
+def fit_layer(layer: ExpertLayer, walked: LayerPass, kinds: list[slice], fitting: Fitting) -> tuple[float, float]:
     """Mean squared error of the first and of the last tenth of the steps, relative to the residual stream."""
     adam = make_optimiser([layer], fitting.learning_rate, fitting.router_rate)
-    tokens, errors = len(examples.x), []
-    batches = tokens // fitting.batch_tokens
+    errors: list[float] = []
+    steps = fitting.epochs * sum((kind.stop - kind.start) // fitting.batch_tokens for kind in kinds)
     for _ in range(fitting.epochs):
-        for batch in torch.randperm(tokens).split(fitting.batch_tokens)[:batches]:
-            set_rates(adam, len(errors), fitting.epochs * batches, WARM_UP_STEPS)
-            gate, up = examples.gate[batch], examples.up[batch]
-            neurons, added, balance = layer.mix(examples.x[batch], gate, up)
-            error = F.linear(neurons - F.silu(gate) * up, down) + added
-            loss = (error * examples.scale[batch]).pow(2).sum(-1).mean()
+        for batch in batches(kinds, fitting.batch_tokens):
+            set_rates(adam, len(errors), steps, WARM_UP_STEPS)
+            gate, up = walked.gate[batch], walked.up[batch]
+            neurons, added, balance = layer.mix(walked.x[batch], gate, up)
+            error = F.linear(neurons - F.silu(gate) * up, walked.weights["down"]) + added
+            loss = (error / walked.stream_length[batch]).pow(2).sum(-1).mean()
             adam.zero_grad(set_to_none=True)
             (loss + fitting.balance_weight * loss.detach() * balance).backward()
             adam.step()
             errors.append(loss.item())
     tenth = max(len(errors) // 10, 1)
     return float(np.mean(errors[:tenth])), float(np.mean(errors[-tenth:]))
+
+
+def resume(out: Path, parts: Path, settings: dict[str, float]) -> tuple[Trained, int]:
+    """What an earlier run with these settings left at `out`, and how many layers it had fitted; else a fresh start."""
+    if not out.exists():
+        return Trained.load(parts, int(settings["rank"])), 0
+    trained = Trained.load(out)
+    done = trained.history["fitting"]
+    if settings | {"layers": done["layers"]} != done:
+        raise SystemExit(f"{out} was fitted with other settings ({done}): choose another --out.")
+    return trained, done["layers"]
 
 
 def main() -> None:
@@ -85,31 +97,22 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="stop after so many (to try settings)")
     args = vars(parser.parse_args())
     parts, out, last = args.pop("parts"), args.pop("out"), args.pop("layers")
-    blocks = [rows for path in args.pop("tokens") for rows in torch.from_numpy(load_tokens(path)).long().split(16)]
+    texts = Texts.read(args.pop("tokens"))
     fitting = Fitting(**args)
     torch.manual_seed(fitting.seed)
-    model = DenseForward(16, max(block.shape[1] for block in blocks))
-    trained = Trained.load(parts, fitting.rank)
-    trained.history["fitting"] = asdict(fitting) | {"tokens": sum(block.numel() for block in blocks)}
-    streams = [F.embedding(block, model.embedding) for block in blocks]
-    for index, weights in enumerate(model.layers[:last]):
+    settings = asdict(fitting) | {"tokens": texts.tokens}
+    trained, fitted = resume(out, parts, settings)
+    for walked in islice(walk_layers(texts), last):
+        if walked.index < fitted:
+            continue
         began = time.perf_counter()
-        with torch.no_grad():
-            for stream in streams:
-                stream += model.attention(index, rms_norm(stream, weights["input_layernorm"], model.eps), 0)
-            x = torch.cat([rms_norm(s, weights["post_attention_layernorm"], model.eps).flatten(0, 1) for s in streams])
-            gate, up = F.linear(x, weights["gate"]), F.linear(x, weights["up"])
-            outputs = F.linear(F.silu(gate) * up, weights["down"]).split([s[..., 0].numel() for s in streams])
-            for stream, output in zip(streams, outputs, strict=True):
-                stream += output.view_as(stream)
-            scale = 1 / torch.cat([stream.flatten(0, 1) for stream in streams]).norm(dim=-1, keepdim=True)
-        first, final = fit_layer(trained.layers[index], Examples(x, gate, up, scale), weights["down"], fitting)
+        first, final = fit_layer(trained.layers[walked.index], walked, texts.kinds, fitting)
+        trained.history["fitting"] = settings | {"layers": walked.index + 1}
+        trained.save(out)
+        seconds = time.perf_counter() - began
         print(
-            f"layer {index}: error {first:.5f} -> {final:.5f} ({final / first:.2f}), "
-            f"{time.perf_counter() - began:.0f} s",
-            flush=True,
+            f"layer {walked.index}: error {first:.5f} -> {final:.5f} ({final / first:.2f}), {seconds:.0f} s", flush=True
         )
-    trained.save(out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from engine.errors import BuildFailed, DiskFull
 from tests.checkpoint.small_recipe import LAYERS, make_small_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED_NEURONS, KEPT_NEURONS = 128, 1184
+SHARED_NEURONS, KEPT_NEURONS = 512, 768
 MATRIX_BYTES = KEPT_NEURONS * 576 * 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from engine.checkpoint.builtin.dense import DenseWeights
 from engine.checkpoint.builtin.recipe import load_recipe, save_recipe
 from scripts.builtin import distill
 from scripts.builtin.export_assets import trained_parts
-from scripts.builtin.fit_layers import Examples, Fitting, fit_layer
+from scripts.builtin.fit_layers import Fitting, batches, fit_layer, resume
+from scripts.builtin.layer_walk import LayerPass, Texts, walk_layers
 from scripts.builtin.student import DenseLayers, Student, Trained
 
 LAYERS, RANK = 2, 3
@@ -74,11 +76,42 @@ def test_fitting_a_layer_brings_it_closer_to_the_dense_one(dense, parts) -> None
         _, x = dense.attend(1, streams[0])
         x = x.flatten(0, 1)
         gate, up = F.linear(x, weights["gate"]), F.linear(x, weights["up"])
-    examples = Examples(x, gate, up, 1 / streams[1].flatten(0, 1).norm(dim=-1, keepdim=True))
-    fitting = Fitting(RANK, 6, 200, 2e-3, 3e-4, 0.02, 0)
-    first, final = fit_layer(layer, examples, weights["down"], fitting)
+    length = streams[1].flatten(0, 1).norm(dim=-1, keepdim=True)
+    walked = LayerPass(1, weights, x, gate, up, dense.feed_forward(1, x), length)
+    kinds = [slice(0, 800), slice(800, 1200)]
+    first, final = fit_layer(layer, walked, kinds, Fitting(RANK, 20, 200, 2e-3, 3e-4, 0.02, 0))
     assert final < 0.9 * first
     assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_a_batch_is_of_one_kind_of_text_and_no_token_comes_twice() -> None:
+    found = list(batches([slice(0, 10), slice(10, 24)], 4))
+    assert sorted(len({int(token) // 10 > 0 for token in batch}) for batch in found) == [1] * 5
+    tokens = torch.cat(found).tolist()
+    assert len(tokens) == len(set(tokens)) == 20 and set(tokens) <= set(range(24))
+
+
+def test_walking_the_layers_gives_what_the_dense_model_computes(tmp_path: Path, dense) -> None:
+    for name, rows in (("chats", 3), ("documentation", 2)):
+        np.savez(tmp_path / name, tokens=token_ids(rows, 40).numpy())
+    texts = Texts.read([tmp_path / "chats.npz", tmp_path / "documentation.npz"])
+    assert (texts.tokens, texts.kinds) == (200, [slice(0, 120), slice(120, 200)])
+    first, second = islice(walk_layers(texts), 2)
+    _, x = dense.attend(1, torch.cat([list(dense.streams(block))[0] for block in texts.blocks]))
+    torch.testing.assert_close(second.x, x.flatten(0, 1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(second.output, dense.feed_forward(1, second.x), rtol=1e-3, atol=1e-4)
+    assert first.stream_length.shape == (200, 1)
+
+
+def test_fitting_goes_on_after_the_layer_it_stopped_at(tmp_path: Path, parts) -> None:
+    out, settings = tmp_path / "fitted.pt", {"rank": RANK, "tokens": 7}
+    trained, fitted = resume(out, parts, settings)
+    assert (fitted, trained.rank) == (0, RANK)
+    trained.history["fitting"] = settings | {"layers": 1}
+    trained.save(out)
+    assert resume(out, parts, settings)[1] == 1
+    with pytest.raises(SystemExit, match="other settings"):
+        resume(out, parts, settings | {"tokens": 8})
 
 
 def test_distillation_learns_and_goes_on_where_it_stopped(tmp_path: Path, dense, parts) -> None:
