@@ -18,6 +18,7 @@ from engine.cache.policies import EvictionPolicy
 from engine.cache.prefill_stream import PrefillStream
 from engine.cache.residency import Residency
 from engine.cache.speculation import Speculation
+from engine.cache.timed_transfers import TimedLink, WallClockTransfers
 from engine.cache.transfer_queue import OnMoved, OnTransfer, TransferQueue
 from engine.cache.transfers import Transfers
 from engine.checkpoint.expert_key import ExpertKey
@@ -28,7 +29,7 @@ from engine.routing.prefetcher import Prefetcher
 RoutingListener = Callable[[int, Any, Any, Any], None]
 """Told what `ExpertCache.observe` is told."""
 
-MakeTransfers = Callable[[Link, threading.Lock, OnMoved, OnTransfer, OnTransfer], TransferQueue]
+MakeTransfers = Callable[[Any, threading.Lock, OnMoved, OnTransfer, OnTransfer], TransferQueue]
 
 
 class Phase(IntEnum):
@@ -49,7 +50,7 @@ class ExpertCache:
         slots: int,
         on_routing: RoutingListener | None = None,
         last_row_only: bool = False,
-        make_transfers: MakeTransfers = Transfers,
+        make_transfers: MakeTransfers | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
         self._link = link
@@ -58,7 +59,9 @@ class ExpertCache:
         self._stream = PrefillStream(self._residency, len(experts_per_layer), max(experts_per_layer))
         self._lock = threading.Lock()
         self._counters = CacheCounters.zero()
-        self._transfers = make_transfers(link, self._lock, self._on_moved, self._on_arrival, self._on_failure)
+        self._transfers = (make_transfers or _transfers_for(link))(
+            link, self._lock, self._on_moved, self._on_arrival, self._on_failure
+        )
         self._on_routing = on_routing
         self._speculation = (
             None
@@ -88,6 +91,7 @@ class ExpertCache:
             began = self._transfers.now()
             self._speculation.prefetcher.predict(token_id)
             with self._lock:
+                self._transfers.settle()
                 self._step_began = began, self._counters.stall_seconds[Phase.DECODE]
                 self._speculation.prefetcher.begin_step()
                 self._speculation.pump()
@@ -116,6 +120,7 @@ class ExpertCache:
             raise Cancelled
         with self._lock:
             self._raise_if_closed()
+            self._transfers.settle()
             lease = Lease(self, keys)
             self._classify(keys)
             if self._phase is Phase.PREFILL:
@@ -265,6 +270,7 @@ class ExpertCache:
         self._release(lease)
         while lease.waiting_for or lease.unscheduled:
             self._raise_if_closed()
+            self._transfers.settle()
             self._raise_if_failed(lease)
             if lease.unscheduled:
                 self._schedule(lease)
@@ -375,6 +381,7 @@ class ExpertCache:
     def _drain(self) -> None:
         """Cancels what is queued and waits for what is moving, so that slots can be given up."""
         self._ahead.clear()
+        self._transfers.settle()
         self._pause_speculation()
         for transfer in self._transfers.cancel_queued():
             if self._speculation is not None:
@@ -406,6 +413,10 @@ class ExpertCache:
             f"Expert {key.expert} of layer {key.layer} could not be read: {error}.",
             "Check the disk or the folder the model is in, then ask again; the chat is kept.",
         ) from error
+
+
+def _transfers_for(link: Link) -> MakeTransfers:
+    return WallClockTransfers if isinstance(link, TimedLink) else Transfers
 
 
 class Lease:

@@ -38,6 +38,9 @@ class TransferQueue(ABC):
     def now(self) -> float:
         """Seconds on the clock that transfers and the computation share."""
 
+    def settle(self) -> None:  # noqa: B027 - where threads move the bytes, they also say when they are there
+        """Takes note of all that has arrived until now."""
+
     @abstractmethod
     def wait(self) -> None:
         """Returns when a transfer has arrived or failed, or the queue was closed."""

@@ -174,7 +174,7 @@ class _Bench:
 
     def _bandwidth(self, link: str) -> float:
         """Stated for an emulated link; for a disk the most that was measured beside these runs."""
-        from engine.cache.links.emulated import EmulatedSpeed
+        from engine.cache.timed_transfers import EmulatedSpeed
 
         if link.startswith("emulated:"):
             return EmulatedSpeed.parse(link).bytes_per_second

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.link import Priority, Transfer
 from engine.cache.links import open_link
-from engine.cache.links.emulated import EmulatedSpeed
 from engine.cache.policies import LRU
+from engine.cache.timed_transfers import EmulatedSpeed
 from engine.cache.transfers import Transfers
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.checkpoint.expert_key import ExpertKey

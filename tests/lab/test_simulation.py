@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.links.emulated import EmulatedSpeed
 from engine.cache.policies import LRU, LayerLRU, make_policy
+from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
 from engine.lab.belady import decoded_steps, replay
 from engine.lab.simulation.compute_times import ComputeTimes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.cache.expert_cache import ExpertCache
-from engine.cache.links.emulated import EmulatedSpeed
+from engine.cache.timed_transfers import EmulatedSpeed
 from engine.lab.simulation.acquisitions import distinct, passes
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import Contender

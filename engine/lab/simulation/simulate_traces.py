@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.cache.links.emulated import EmulatedSpeed
 from engine.cache.policies import PLAIN_POLICIES
+from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
 from engine.lab.report import make_report
 from engine.lab.simulation.compute_times import ComputeTimes

@@ -1,0 +1,152 @@
+"""Transfers over a link that only states how fast it is: nothing is copied and no thread is needed.
+
+Bytes have arrived when the stated speed says so. That is worked out whenever somebody asks, so that the computation is
+disturbed as little as by a graphics card's copy engine, and the same on the wall clock and on a virtual one.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from dataclasses import dataclass
+
+from engine.cache.link import Link, Transfer
+from engine.cache.transfer_queue import Chunk, OnMoved, OnTransfer, TransferQueue
+from engine.errors import InvalidSetting
+
+_SPECIFICATION = re.compile(r"emulated:(?P<rate>\d+(\.\d+)?)(?P<unit>[GM])Bps(\+(?P<latency>\d+(\.\d+)?)us)?")
+_SPIN_SECONDS = 2e-4  # a sleep may end so much too late
+
+
+@dataclass(frozen=True)
+class EmulatedSpeed:
+    bytes_per_second: float
+    latency_seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, specification: str) -> EmulatedSpeed:
+        """From "emulated:2.5GBps" or "emulated:2.5GBps+20us". Raises InvalidSetting."""
+        match = _SPECIFICATION.fullmatch(specification)
+        if match is None or float(match["rate"]) == 0:
+            raise InvalidSetting(
+                f"{specification!r} is not an emulated link.",
+                'Write it like "emulated:2.5GBps" or "emulated:2.5GBps+20us".',
+            )
+        unit = 1e9 if match["unit"] == "G" else 1e6
+        return cls(float(match["rate"]) * unit, float(match["latency"] or 0) / 1e6)
+
+
+class TimedLink(Link):
+    """One wire of a stated speed. Transfers use it one after another, chunk by chunk; latency delays an arrival but
+    does not occupy the wire.
+    """
+
+    readers = 1
+    chunk_bytes = 1 << 20
+    speed: EmulatedSpeed
+
+    def grow(self, slots: list[int]) -> None:
+        """Nothing to provide: a slot here is a right to hold, the bytes stay where they are."""
+
+    def shrink(self, slots: list[int]) -> None:
+        """Nothing to give back."""
+
+    def copy(self, transfer: Transfer, start: int, stop: int) -> None:
+        raise NotImplementedError("Nothing is copied over a timed link: TimedTransfers says when it has arrived.")
+
+    def finish(self, transfer: Transfer) -> None:
+        """The far copy is already in the layout that is computed with."""
+
+
+class TimedTransfers(TransferQueue):
+    """Chunks one after another, as events on a clock."""
+
+    def __init__(
+        self, link: TimedLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
+    ) -> None:
+        super().__init__(link, on_moved, on_arrival, on_failure)
+        self._speed = link.speed
+        self._wire_free_at = 0.0
+        self._on_wire: tuple[float, Chunk] | None = None  # and when it will be off it
+        self._landing: deque[tuple[float, Transfer]] = deque()  # off the wire, not there yet; in order of time
+        self._ended = 0
+        self._closed = False
+
+    def settle(self) -> None:
+        self._settle_until(self.now())
+
+    def wait(self) -> None:
+        ended = self._ended
+        while self._ended == ended and not self._closed:
+            event = self._next_event()
+            if event is None:
+                raise RuntimeError("Nothing is on its way: the wait would never end.")
+            self._pause_until(event)
+            self._settle_until(event)
+
+    @abstractmethod
+    def _pause_until(self, moment: float) -> None:
+        """Returns at `moment`, or earlier when closed."""
+
+    def _settle_until(self, moment: float) -> None:
+        while (event := self._next_event()) is not None and event <= moment:
+            self._happen(event)
+
+    def _happen(self, event: float) -> None:
+        """What is due at `event`, the earliest of all; callbacks may queue more."""
+        if self._landing and self._landing[0][0] == event:
+            self._end(self._landing.popleft()[1])
+            return
+        assert self._on_wire is not None
+        _, chunk = self._on_wire
+        self._on_wire = None
+        if self._account(chunk, None):
+            self._landing.append((event + self._speed.latency_seconds, chunk[0]))
+        self._work_queued()
+
+    def _next_event(self) -> float | None:
+        if self._landing and (self._on_wire is None or self._landing[0][0] <= self._on_wire[0]):
+            return self._landing[0][0]
+        return None if self._on_wire is None else self._on_wire[0]
+
+    def _work_queued(self) -> None:
+        """A chunk that was waiting begins the moment the wire is free, however late that is noticed."""
+        if self._on_wire is None and (chunk := self._claim()) is not None:
+            transfer, start, stop = chunk
+            begin = max(self._wire_free_at, transfer.submitted_at)
+            self._wire_free_at = begin + (stop - start) / self._speed.bytes_per_second
+            self._on_wire = self._wire_free_at, chunk
+
+    def _end(self, transfer: Transfer) -> None:
+        self._ended += 1
+        super()._end(transfer)
+
+
+class WallClockTransfers(TimedTransfers):
+    """Timed transfers in real time. All methods but `close` are called with `lock` held."""
+
+    def __init__(
+        self, link: TimedLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
+    ) -> None:
+        super().__init__(link, lock, on_moved, on_arrival, on_failure)
+        self._lock = lock
+        self._closing = threading.Condition(lock)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def close(self) -> None:
+        """Idempotent; call without the lock."""
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+            self._active.clear()
+            self._closing.notify_all()
+
+    def _pause_until(self, moment: float) -> None:
+        while (left := moment - time.perf_counter()) > 0 and not self._closed:
+            if left > _SPIN_SECONDS:
+                self._closing.wait(left - _SPIN_SECONDS)
