@@ -68,6 +68,7 @@ class TimedTransfers(TransferQueue):
         self, link: TimedLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
     ) -> None:
         super().__init__(link, on_moved, on_arrival, on_failure)
+        self._lock = lock
         self._speed = link.speed
         self._wire_free_at = 0.0
         self._on_wire: tuple[float, Chunk] | None = None  # and when it will be off it
@@ -132,7 +133,6 @@ class WallClockTransfers(TimedTransfers):
         self, link: TimedLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
     ) -> None:
         super().__init__(link, lock, on_moved, on_arrival, on_failure)
-        self._lock = lock
         self._closing = threading.Condition(lock)
 
     def now(self) -> float:

@@ -13,20 +13,9 @@ import numpy as np
 
 from engine.routing.expectation import expect
 from engine.routing.live_recall import LiveRecall
+from engine.routing.predictors.interface import RoutingPredictor
 
 FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
-
-
-class Predictor(Protocol):
-    """Stage 1: see engine.routing.predictors."""
-
-    horizon: int
-
-    def predict(self, token_id: int) -> np.ndarray:
-        """float32 [horizon, layers, experts]: probability of use by this token, by the next, ..."""
-
-    def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
-        """What the token really used: [layers, top k] each."""
 
 
 class Correction(Protocol):
@@ -52,7 +41,7 @@ class Forecast:
         layers: int,
         experts: int,
         top_k: int,
-        predictor: Predictor,
+        predictor: RoutingPredictor,
         correction: Correction | None = None,
         discount: float = 0.7,
     ) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from engine.cache.link import ExpertWeights
 from engine.cache.timed_transfers import EmulatedSpeed, TimedLink, TimedTransfers
-from engine.cache.transfer_queue import OnMoved, OnTransfer
 from engine.checkpoint.expert_key import ExpertKey
 
 
@@ -31,12 +28,7 @@ class VirtualLink(TimedLink):
 class VirtualTransfers(TimedTransfers):
     """`advance` and `wait` are all that moves the clock."""
 
-    def __init__(
-        self, link: VirtualLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
-    ) -> None:
-        super().__init__(link, lock, on_moved, on_arrival, on_failure)
-        self._lock = lock
-        self._now = 0.0
+    _now = 0.0
 
     def now(self) -> float:
         return self._now
