@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands.options import PromptsFile
+from app.commands.options import PromptsFile, listed
 from app.terminal import AsJson, command, present
 
 bench = typer.Typer(help="Side-by-side measurements on this machine.", no_args_is_help=True)
@@ -73,9 +73,9 @@ def bench_decode(
 
         settings = DecodeSettings(
             model=model,
-            budgets=_list(budget),
-            policies=_list(policies),
-            links=_list(link),
+            budgets=listed(budget),
+            policies=listed(policies),
+            links=listed(link),
             tokens=tokens,
             repeats=repeats,
             prompts=chats,
@@ -152,11 +152,7 @@ def bench_predictor(
     def work(on_progress: Any) -> dict[str, Any]:
         from engine.lab.bench_predictor import PredictorBench, run_bench_predictor
 
-        settings = PredictorBench(tuple(traces), _list(predictors), horizon, prompts_too, all_conversations)
+        settings = PredictorBench(tuple(traces), listed(predictors), horizon, prompts_too, all_conversations)
         return run_bench_predictor(settings, on_progress)
 
     present(work, show_predictors, as_json)
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

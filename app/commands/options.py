@@ -35,3 +35,8 @@ PromptsFile = Annotated[
     Path | None,
     typer.Option("--prompts", help='JSON lines of {"messages": [...]}.', show_default="a set that comes with it"),
 ]
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of an option that takes several values with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

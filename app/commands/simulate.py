@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands.options import Model
+from app.commands.options import Model, listed
 from app.terminal import AsJson, command, present
 from app.terminal_progress import Progress
 
@@ -59,18 +59,14 @@ def simulate(
         stored = None if predictor is None else read_predictor(predictor, recorded.model)
         settings = SimulationSettings(
             shares=shares,
-            links=_list(link),
-            policies=_list(policies),
+            links=listed(link),
+            policies=listed(policies),
             token_seconds=token_ms / 1e3,
             expert_bytes=index.slot_bytes,
         )
         return simulate_traces(recorded.traces[:take], recorded.shape, settings, stored, on_progress)
 
     present(work, _show, as_json)
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ def loss_of(odds: torch.Tensor, batch: Batch, later_weight: float, listwise: boo
     """Mean loss of an expert that was used; rows about later tokens count `later_weight`.
 
     odds: [windows, tokens, rows, layers, experts]. Listwise: cross-entropy of the layer's softmax, which asks only for
-    the right order (on synthetic routing it recalled 0.6 points more than binary cross-entropy, calibrated as well by
+    the right order (in a trial on synthetic routing it recalled more than binary cross-entropy, calibrated as well by
     a slope and an offset). Else binary cross-entropy of every expert, as arXiv 2410.17954 has it.
     """
     total = odds.new_zeros(())
