@@ -32,6 +32,7 @@ class EngineStats:
     bytes_prefetch_pending: int = 0
     bytes_prefetch_cancelled: int = 0  # never crossed the link, so not part of bytes_total
     stall_seconds: float = 0.0
+    prediction_seconds: float = 0.0  # of the computing thread, decoding
     prefill_stall_seconds: float = 0.0
     tokens: int = 0  # generated; the first of an answer comes out of its prefill
     decode_steps: int = 0
@@ -116,6 +117,7 @@ class CacheCounters:
     bytes_prefetch_wasted: int = 0
     bytes_prefetch_cancelled: int = 0
     evictions: int = 0
+    prediction_seconds: float = 0.0
 
     @classmethod
     def zero(cls) -> CacheCounters:
@@ -138,4 +140,5 @@ class CacheCounters:
         resting = self.bytes_prefetch_moved - self.bytes_prefetch_used - self.bytes_prefetch_wasted
         named["bytes_prefetch_pending"] = resting
         named["evictions"] = self.evictions
+        named["prediction_seconds"] = self.prediction_seconds
         return named

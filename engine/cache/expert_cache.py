@@ -6,6 +6,7 @@ Acquire -> wait for what is not there -> compute -> release; everything else (po
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -88,13 +89,14 @@ class ExpertCache:
     def begin_step(self, token_id: int) -> None:
         """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
         if self._speculation is not None:
-            began = self._transfers.now()
+            began, asked = self._transfers.now(), time.perf_counter()
             self._speculation.prefetcher.predict(token_id)
             with self._lock:
                 self._transfers.settle()
                 self._step_began = began, self._counters.stall_seconds[Phase.DECODE]
                 self._speculation.prefetcher.begin_step()
                 self._speculation.pump()
+                self._counters.prediction_seconds += time.perf_counter() - asked
 
     def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
         """The real routing of `layer` for all rows of this step, told before `acquire`; ids and weights [rows, k].
@@ -107,9 +109,12 @@ class ExpertCache:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
         elif self._speculation is not None:
+            began = time.perf_counter()
             experts, weights = np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
             with self._lock:
+                self._transfers.settle()  # whatever followed an arrival was decided without knowing this
                 self._speculation.prefetcher.observed(layer, hidden, experts, weights)
+                self._counters.prediction_seconds += time.perf_counter() - began
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Starts loading what is missing of these distinct experts. Returns a lease that hands them out as they
@@ -129,8 +134,10 @@ class ExpertCache:
                 self._plan_read_ahead(layer)
             self._schedule(lease)
             if self._phase is Phase.DECODE and self._speculation is not None:
+                began = time.perf_counter()
                 self._counters.bytes_prefetch_cancelled += self._speculation.cancel_wrong()
                 self._speculation.pump()
+                self._counters.prediction_seconds += time.perf_counter() - began
         return lease
 
     def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -157,7 +164,9 @@ class ExpertCache:
             if self._speculation is not None:
                 began, waited = self._step_began
                 waited = self._counters.stall_seconds[Phase.DECODE] - waited
+                ended = time.perf_counter()
                 self._speculation.prefetcher.end_step(self._transfers.now() - began, waited)
+                self._counters.prediction_seconds += time.perf_counter() - ended
 
     # -- what the owner calls -------------------------------------------------------------------------------------
 
@@ -348,7 +357,7 @@ class ExpertCache:
 
     def _on_failure(self, transfer: Transfer) -> None:
         key, was_guess = transfer.key, transfer.origin is not Priority.DEMAND
-        if was_guess:
+        if transfer.origin is Priority.PREFETCH:
             self._counters.bytes_prefetch_wasted += transfer.moved_bytes
         if self._speculation is not None:
             self._speculation.ended(transfer)

@@ -27,10 +27,11 @@ class Speculation:
         self._guesses: dict[ExpertKey, Transfer] = {}  # not arrived yet
 
     def pump(self) -> None:
-        """Queues what is worth loading, up to `MOST_QUEUED` transfers."""
-        while len(self._guesses) < MOST_QUEUED:
-            key = self.prefetcher.next(self._is_held)
-            if key is None or not self._load(key):
+        """Queues what is worth loading, up to `MOST_QUEUED` transfers; corrections do not count what they overtake."""
+        while (key := self.prefetcher.next(self._is_held)) is not None:
+            origin = Priority.CORRECTION if self.prefetcher.is_correction(key) else Priority.PREFETCH
+            before = sum(transfer.priority <= origin for transfer in self._guesses.values())
+            if before >= MOST_QUEUED or not self._load(key, origin):
                 return
 
     def cancel_wrong(self) -> int:
@@ -50,7 +51,7 @@ class Speculation:
         if transfer.error is not None:
             self.prefetcher.failed(transfer.key)
 
-    def _load(self, key: ExpertKey) -> bool:
+    def _load(self, key: ExpertKey, origin: Priority) -> bool:
         """False when nothing can be loaded now, because every slot is in use."""
         victim = self._residency.victim_for(key)
         if victim is None and not self._residency.free_slots:
@@ -61,7 +62,7 @@ class Speculation:
         slot = self._residency.reserve(key, victim)
         assert slot is not None
         self._on_eviction()
-        self._guesses[key] = self._transfers.start(key, slot, Priority.PREFETCH)
+        self._guesses[key] = self._transfers.start(key, slot, origin)
         return True
 
     def _is_held(self, key: ExpertKey) -> bool:

@@ -40,6 +40,7 @@ class DecodeMeasurement:
     late: int
     misses: int
     stall_seconds: float
+    prediction_seconds: float
     bytes_moved: dict[str, int]
     peak_near_bytes: int
     peak_rss_bytes: int
@@ -90,6 +91,7 @@ def _measure_answer(engine: Engine, chat: Messages, new_tokens: int) -> DecodeMe
         late=change.late,
         misses=change.misses,
         stall_seconds=change.stall_seconds,
+        prediction_seconds=change.prediction_seconds,
         bytes_moved={name: getattr(change, name) for name in BYTE_COUNTERS},
         peak_near_bytes=max(peak_near, after.near_bytes_total),
         peak_rss_bytes=peak_rss_bytes(),
@@ -112,6 +114,7 @@ def _sum(answers: list[DecodeMeasurement]) -> DecodeMeasurement:
         late=sum(answer.late for answer in answers),
         misses=sum(answer.misses for answer in answers),
         stall_seconds=sum(answer.stall_seconds for answer in answers),
+        prediction_seconds=sum(answer.prediction_seconds for answer in answers),
         bytes_moved={name: sum(answer.bytes_moved[name] for answer in answers) for name in BYTE_COUNTERS},
         peak_near_bytes=max(answer.peak_near_bytes for answer in answers),
         peak_rss_bytes=max(answer.peak_rss_bytes for answer in answers),

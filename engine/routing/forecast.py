@@ -1,8 +1,8 @@
 """What is known at this moment about which experts will be needed: by this token's later layers, by the next tokens.
 
 The predictor speaks before the step (stage 1); while the step runs, the routers of the layers ahead, applied to the
-present residual stream, correct it (stage 2); a layer that has been routed is no longer a guess. Eviction and
-prefetching read the result and nothing else.
+present residual stream, correct it (stage 2), and at a few layers a readout says more of the next token; a layer that
+has been routed is no longer a guess. Eviction and prefetching read the result and nothing else.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ class Correction(Protocol):
         """
 
 
+class Readout(Protocol):
+    """The next token, seen from a layer of this one's step."""
+
+    def __contains__(self, layer: int) -> bool:
+        """Whether `layer` says something of it."""
+
+    def at(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
+        """float32 [layers, experts]: probabilities, from the router's input in `layer` and what was thought of the next
+        token before the step, [layers, experts].
+        """
+
+
 class Forecast:
     """Probabilities of use, kept up to date through a token's step.
 
@@ -43,15 +55,17 @@ class Forecast:
         top_k: int,
         predictor: RoutingPredictor,
         correction: Correction | None = None,
+        readout: Readout | None = None,
         discount: float = 0.7,
     ) -> None:
-        self._predictor, self._correction = predictor, correction
+        self._predictor, self._correction, self._readout = predictor, correction, readout
         self._discount = np.float32(discount)
         self._frequency = np.full((layers, experts), top_k / experts, np.float32)
         self._forget = np.float32(1 - 2 ** (-1 / FREQUENCY_TOKENS))
         self._experts = np.full((layers, top_k), -1, np.int16)
         self._weights = np.zeros((layers, top_k), np.float32)
         self._used = np.zeros((layers, experts + 1), np.float32)  # the last column takes ids that mean nobody
+        self._beyond = np.zeros((layers, experts), np.float32)  # what is expected after the next token
         self._later = np.zeros((layers, experts), np.float32)
         distance = (np.arange(layers) - np.arange(-1, layers)[:, None] - 1) % layers / layers
         self._phase = (self._discount**distance).astype(np.float32)  # [layer routed + 1, layers]
@@ -85,9 +99,15 @@ class Forecast:
         if self._correction is not None and hidden is not None:
             ahead = self._correction.ahead(layer, hidden, self._stage1)
             self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
+        if self._readout is not None and hidden is not None and layer in self._readout:
+            self._expect_next(self._readout.at(layer, hidden, self._rows[1]))
         self.now[layer] = 0
         self._routed = layer
         self._revalue()
+
+    def is_correction(self, key: tuple[int, int], least: float) -> bool:
+        """True when the present token is likely to use the expert, `least` or more, and was not before its step."""
+        return bool(self.now[key] >= least > self._stage1[key])
 
     def end_step(self) -> None:
         """All layers are done."""
@@ -102,11 +122,18 @@ class Forecast:
     def _look_beyond(self, rows: np.ndarray) -> None:
         """What the tokens after this one will use: predicted as far as that goes, then by frequency."""
         later = self._frequency / (1 - self._discount * (1 - self._frequency))
-        for row in rows[:0:-1]:
+        for row in rows[:1:-1]:
             later = row + (1 - row) * self._discount * later
-        np.multiply(later, self._discount, out=self._later)
+        self._beyond[:] = later
         if len(rows) > 1:
-            self.next[:] = rows[1]
+            self._expect_next(rows[1])
+        else:
+            np.multiply(later, self._discount, out=self._later)
+
+    def _expect_next(self, row: np.ndarray) -> None:
+        """Takes over what is thought of the next token, [layers, experts]."""
+        self.next[:] = row
+        np.multiply(row + (1 - row) * self._discount * self._beyond, self._discount, out=self._later)
 
     def _revalue(self) -> None:
         expect(self.now, self._later, self._phase[self._routed + 1], self.value)

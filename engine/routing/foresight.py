@@ -21,6 +21,7 @@ from engine.routing.predictors.baselines import NoPrediction
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.readout import readout_of
 from engine.routing.traces.traced_model import TracedModel
 from engine.snapshot import ForesightSnapshot
 
@@ -59,7 +60,9 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     correction = None
     if reason is None:
         correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
-    forecast, gate = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction), CostGate()
+    readout = None if stored is None else readout_of(stored.arrays, shape.layers)
+    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
+    gate = CostGate()
     plain = make_policy(DEFAULT_POLICY, shape.layers)
     return Foresight(
         SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on),

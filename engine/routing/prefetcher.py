@@ -87,6 +87,10 @@ class Prefetcher:
         value = self._forecast.value
         return victim is None or bool(value[key] > value[victim] + self._margin)
 
+    def is_correction(self, key: ExpertKey) -> bool:
+        """True when loading `key` mends what was predicted before the step."""
+        return self._forecast.is_correction(key, float(self._least))
+
     def is_wrong(self, key: ExpertKey) -> bool:
         """True when a queued guess is not likely any more."""
         forecast = self._forecast

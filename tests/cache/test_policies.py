@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.cache.least_stale import LeastStale
 from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, check_policy
 from engine.cache.predicted_next_use import SwitchedEviction
 from engine.cache.residency import Residency
@@ -147,3 +148,20 @@ def test_switched_eviction_changes_between_policies_that_both_know_everything():
 def test_an_unknown_policy_is_named_with_the_known_ones():
     with pytest.raises(InvalidSetting, match="lru-per-layer"):
         check_policy("random")
+
+
+def test_least_stale_gives_up_what_the_pass_has_gone_by_and_keeps_what_lies_ahead():
+    policy = LeastStale(layers=4)
+    unused_behind, used_behind, ahead = ExpertKey(1, 5), ExpertKey(1, 0), ExpertKey(3, 0)
+    for key in (ahead, used_behind, unused_behind):
+        policy.inserted(key)
+    policy.used(used_behind)
+    policy.used(ExpertKey(2, 0))
+    assert policy.victim((), None) == unused_behind
+    assert policy.victim({unused_behind}, None) == used_behind
+    assert policy.victim({unused_behind, used_behind}, None) == ahead
+    policy.step_ended()
+    policy.used(ExpertKey(2, 1))
+    assert policy.victim({unused_behind}, None) == used_behind  # stale now, and nearer behind than what lies ahead
+    policy.removed(unused_behind)
+    assert policy.victim({used_behind, ahead}, None) is None

@@ -133,3 +133,29 @@ def wait_until(condition, seconds: float = 30.0) -> None:
             return
         waiting.wait(0.005)
     raise AssertionError("it did not happen")
+
+
+class SaysLater:
+    """Stage 2 that knows only in layer 0 that layer 2 takes expert 7."""
+
+    def ahead(self, layer, hidden, stage1):
+        said = np.zeros((2, EXPERTS), np.float32)
+        said[1, 7] = layer == 0
+        return said[: LAYERS - 1 - layer]
+
+
+def test_what_the_correction_adds_is_counted_as_correction():
+    link = MemoryLink(readers=1)
+    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(np.zeros((1, LAYERS, EXPERTS))), SaysLater())
+    cache = ExpertCache(
+        link, PredictedNextUse(forecast.value), [EXPERTS] * LAYERS, LAYERS * EXPERTS, prefetcher=Prefetcher(forecast)
+    )
+    try:
+        decode(cache, [[0, 1], [0, 1], [0, 7], [0, 1]])
+        counted = cache.counters()
+        assert counted["bytes_correction"] == EXPERT_BYTES
+        assert counted["bytes_demand"] == (2 * LAYERS - 1) * EXPERT_BYTES
+        assert counted["bytes_prefetch_used"] == counted["bytes_prefetch_pending"] == 0
+        assert counted["prediction_seconds"] > 0
+    finally:
+        cache.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from engine.cache.least_stale import LeastStale
 from engine.cache.policies import (
     DEFAULT_POLICY,
     PLAIN_POLICIES,
@@ -27,9 +27,11 @@ from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.readout import NextTokenReadout, readout_of
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 
+COMPARED = ("least-stale",)  # in simulations alone
 BOUNDS = ("belady", "clairvoyant")
 CLAIRVOYANT_TOKENS = 4  # that it sees, the present one among them
 
@@ -44,15 +46,38 @@ class Contender:
     forecast: Forecast | None = None
 
 
+@dataclass(frozen=True)
+class RecordedView:
+    """What was recorded of one layer in place of what its router saw; None where nothing was.
+
+    ahead: [distances, experts], what deeper routers said; midway: [width], the router's input, of tapped layers.
+    """
+
+    ahead: np.ndarray | None
+    midway: np.ndarray | None
+
+
 class RecordedCorrection:
     """Stage 2 from what deeper routers said when the trace was recorded."""
 
     def __init__(self, blend: Blend) -> None:
         self._blend = blend
 
-    def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
-        """`hidden` is the trace's `ahead` of this layer, [distances, experts]."""
-        return self._blend(layer, stage1, hidden)
+    def ahead(self, layer: int, hidden: RecordedView, stage1: np.ndarray) -> np.ndarray:
+        return stage1[:0] if hidden.ahead is None else self._blend(layer, stage1, hidden.ahead)
+
+
+class RecordedReadout:
+    """The readout from what the routers of its layers saw when the trace was recorded."""
+
+    def __init__(self, readout: NextTokenReadout) -> None:
+        self._readout = readout
+
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._readout
+
+    def at(self, layer: int, hidden: RecordedView, stage1: np.ndarray) -> np.ndarray:
+        return stage1 if hidden.midway is None else self._readout.at(layer, hidden.midway, stage1)
 
 
 def make_contender(
@@ -66,6 +91,8 @@ def make_contender(
     """
     if name == PREDICTIVE:
         return _predictive(shape, stored)
+    if name == "least-stale":
+        return Contender(LeastStale(shape.layers))
     if name == "belady":
         return Contender(Belady(acquisitions(traces)))
     if name == "clairvoyant":
@@ -73,17 +100,20 @@ def make_contender(
         forecast = Forecast(shape.layers, shape.experts, shape.top_k, oracle)
         return Contender(PredictedNextUse(forecast.value), Prefetcher(forecast), oracle, forecast)
     if name not in PLAIN_POLICIES:
-        names = ", ".join((*PLAIN_POLICIES, PREDICTIVE, *BOUNDS))
+        names = ", ".join((*PLAIN_POLICIES, PREDICTIVE, *COMPARED, *BOUNDS))
         raise InvalidSetting(f"There is no policy called {name!r} to simulate.", f"Choose from {names}.")
     return Contender(make_policy(name, shape.layers))
 
 
 def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contender:
-    """Put together as in engine.routing.foresight, but for where stage 2 comes from."""
+    """Put together as in engine.routing.foresight, but for where stage 2 and the readout come from."""
     predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
     blend = None if stored is None else blend_of(stored.arrays)
     correction = RecordedCorrection(blend or routers_alone(shape.layers, shape.top_k))
-    forecast, gate = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction), CostGate()
+    readout = None if stored is None else readout_of(stored.arrays, shape.layers)
+    recorded = None if readout is None else RecordedReadout(readout)
+    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, recorded)
+    gate = CostGate()
     plain = make_policy(DEFAULT_POLICY, shape.layers)
     eviction = SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on)
     return Contender(eviction, Prefetcher(forecast, gate), predictor, forecast)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from engine.cache.expert_cache import ExpertCache
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.lab.simulation.acquisitions import distinct, passes
 from engine.lab.simulation.compute_times import ComputeTimes
-from engine.lab.simulation.contenders import Contender
+from engine.lab.simulation.contenders import Contender, RecordedView
 from engine.lab.simulation.virtual_transfers import VirtualLink, VirtualTransfers
+from engine.routing.readout import tap_layers
 from engine.routing.traces.trace import RoutingTrace
 
 
@@ -89,11 +90,11 @@ class Simulator:
 
     def _step(self, trace: RoutingTrace, row: int) -> None:
         compute, cache, forecast = self._machine.compute, self._cache, self._contender.forecast
+        taps = tap_layers(trace.layers)
         cache.begin_step(int(trace.token_ids[row]))
         for layer, chosen in enumerate(trace.experts[row]):
             self._transfers.advance(compute.before_routing)
-            ahead = None if trace.ahead is None else trace.ahead[row, layer]
-            cache.observe(layer, ahead, chosen[None], trace.weights[row, layer][None])
+            cache.observe(layer, _view(trace, row, layer, taps), chosen[None], trace.weights[row, layer][None])
             with cache.acquire(layer, distinct(chosen)) as lease:
                 self._transfers.advance(compute.beside_experts)
                 while batch := lease.next_batch():
@@ -119,3 +120,10 @@ class Simulator:
     def _make_transfers(self, *arguments: Any) -> VirtualTransfers:
         self._made.append(VirtualTransfers(*arguments))
         return self._made[0]
+
+
+def _view(trace: RoutingTrace, row: int, layer: int, taps: Sequence[int]) -> RecordedView:
+    """What the router of `layer` would have told the forecast."""
+    ahead = None if trace.ahead is None else trace.ahead[row, layer]
+    tapped = trace.midway is not None and layer in taps
+    return RecordedView(ahead, trace.midway[row, taps.index(layer)] if tapped and trace.midway is not None else None)

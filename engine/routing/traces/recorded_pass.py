@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from engine.routing.lookahead import RouterLookahead
+from engine.routing.readout import tap_layers
 from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """What a row holds; `ahead` needs a lookahead and `distances` > 0."""
+    """What a row holds; `ahead` needs a lookahead and `distances` > 0, `midway` comes with `hidden`."""
 
     experts_per_layer: tuple[int, ...]
     top_k: int
@@ -36,6 +37,8 @@ class RecordedPass:
         self._told: list[tuple[int, list[int], list[float]]] = []  # of a single row
         self._ahead: np.ndarray | None = None
         self._hidden: np.ndarray | None = None
+        self._taps = tap_layers(layers) if shape.hidden else ()
+        self._midway: list[np.ndarray] = []
         if shape.lookahead is not None and shape.distances:
             self._ahead = np.zeros((rows, layers, shape.distances, shape.lookahead.experts), np.float16)
 
@@ -50,6 +53,8 @@ class RecordedPass:
             index = np.asarray(top_k_index)
             self._experts[:, layer, : index.shape[1]] = index
             self._weights[:, layer, : index.shape[1]] = np.asarray(top_k_weights)
+        if layer in self._taps:
+            self._midway.append(np.asarray(hidden).astype(np.float16))
         if self._ahead is not None:
             assert self._shape.lookahead is not None
             found = self._shape.lookahead.probabilities(layer, np.asarray(hidden), self._shape.distances)
@@ -72,7 +77,14 @@ class RecordedPass:
             experts = np.take_along_axis(experts, order, axis=-1)
             weights = np.take_along_axis(weights, order, axis=-1)
         return RoutingTrace(
-            conversation, self._ids, experts, weights.astype(np.float16), self._decoded, self._ahead, self._hidden
+            conversation,
+            self._ids,
+            experts,
+            weights.astype(np.float16),
+            self._decoded,
+            self._ahead,
+            self._hidden,
+            np.stack(self._midway, axis=1) if self._taps else None,
         )
 
     def _fill_single_row(self) -> None:

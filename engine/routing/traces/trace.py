@@ -18,7 +18,8 @@ class RoutingTrace:
     used fewer; weights: float16, same shape; decoded: bool [tokens], False for positions read in prefill;
     ahead: float16 [tokens, layers, distances, experts] or None, the probabilities that the routers 1..distances
     layers further on give for the residual stream that this layer's router saw (zeros past the last layer);
-    hidden: float16 [tokens, width] or None, the residual stream after the last layer, normalised.
+    hidden: float16 [tokens, width] or None, the residual stream after the last layer, normalised;
+    midway: float16 [tokens, taps, width] or None, what the routers of `tap_layers(layers)` saw.
 
     `conversation` is the same for everything that was one chat: training and test sets are split by it.
     """
@@ -30,6 +31,7 @@ class RoutingTrace:
     decoded: np.ndarray
     ahead: np.ndarray | None = None
     hidden: np.ndarray | None = None
+    midway: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -53,6 +55,7 @@ class RoutingTrace:
             self.decoded[cut],
             None if self.ahead is None else self.ahead[cut],
             None if self.hidden is None else self.hidden[cut],
+            None if self.midway is None else self.midway[cut],
         )
 
     def multi_hot(self, experts: int) -> np.ndarray:
@@ -72,6 +75,7 @@ def joined(pieces: Sequence[RoutingTrace]) -> RoutingTrace:
         np.concatenate([piece.decoded for piece in pieces]),
         _joined_optional([piece.ahead for piece in pieces]),
         _joined_optional([piece.hidden for piece in pieces]),
+        _joined_optional([piece.midway for piece in pieces]),
     )
 
 

@@ -19,7 +19,7 @@ def encode(rows: RoutingTrace, experts: int) -> bytes:
         "weights": rows.weights.astype(np.float16),
         "decoded": rows.decoded.astype(bool),
     }
-    optional = {"ahead": rows.ahead, "hidden": rows.hidden}
+    optional = {"ahead": rows.ahead, "hidden": rows.hidden, "midway": rows.midway}
     arrays |= {name: array.astype(np.float16) for name, array in optional.items() if array is not None}
     blob = io.BytesIO()
     np.savez_compressed(blob, allow_pickle=False, **arrays)
@@ -38,6 +38,7 @@ def decode(conversation: str, blob: bytes) -> RoutingTrace:
             arrays["decoded"],
             arrays.get("ahead"),
             arrays.get("hidden"),
+            arrays.get("midway"),
         )
 
 

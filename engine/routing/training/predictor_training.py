@@ -18,11 +18,14 @@ from engine.routing.predictors.recurrent_network import RecurrentNetwork, Recurr
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import StoredPredictor, write_predictor
+from engine.routing.readout import readout_arrays, readout_of
 from engine.routing.scoring.evaluation import evaluate
 from engine.routing.scoring.evaluation_ahead import evaluate_ahead
+from engine.routing.scoring.evaluation_readout import evaluate_readout
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_set import TraceSet
 from engine.routing.training.calibration import fit_calibration
+from engine.routing.training.readout_training import ReadoutSettings, fit_readout
 from engine.routing.training.split import Split, split_by_conversation
 from engine.routing.training.train import Progress, TrainingSettings, TrainingState, train
 from engine.routing.training.windows import Windows
@@ -42,6 +45,7 @@ class PredictorTraining:
     kind: str = recurrent.KIND
     sizes: RecurrentSizes = field(default_factory=RecurrentSizes)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
+    readout: ReadoutSettings = field(default_factory=ReadoutSettings)
     use_hidden: bool = True
     prompts_too: bool = False
 
@@ -71,12 +75,17 @@ def train_predictor(
     blend = fit_blend(predictor, split.validation)
     if blend is not None:
         stored = replace(stored, arrays={**stored.arrays, ARRAY: blend.coefficients})
+    taps = fit_readout(predictor, split.train, split.validation, training.readout, _told(on_progress), must_stop)
+    stored = replace(stored, arrays={**stored.arrays, **readout_arrays(taps)})
     write_predictor(out, stored)
     checkpoint.unlink(missing_ok=True)
     _tell(on_progress, "Measuring on unseen conversations")
     test = evaluate(predictor, split.test, prompts_too=training.prompts_too).to_dict()
     if blend is not None:
         test["ahead"] = evaluate_ahead(predictor, blend, split.test, training.prompts_too)
+    readout = readout_of(stored.arrays, recorded.shape.layers)
+    if readout is not None:
+        test["next_from_layer"] = evaluate_readout(predictor, readout, split.test, training.prompts_too)
     return {
         "file": str(out),
         "kind": stored.kind,
@@ -158,6 +167,10 @@ def _history(split: Split, training: PredictorTraining, state: TrainingState) ->
         "seconds": state.seconds,
         "validation_recall": state.best_recall,
     }
+
+
+def _told(on_progress: Progress | None) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress("Training the readout", done, total) if on_progress else None
 
 
 def _tell(on_progress: Progress | None, stage: str) -> None:
