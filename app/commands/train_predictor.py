@@ -25,6 +25,9 @@ def train_predictor(
         str | None,
         typer.Option(help="The model that was recorded: its token embedding helps with tokens seldom seen."),
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A trained predictor that learns on; the options about sizes are then its own.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="recurrent, or token-transformer to compare with.")] = "recurrent",
     minutes: Annotated[float, typer.Option(min=0.01, help="Most time to train.")] = 30.0,
     steps: Annotated[int, typer.Option(min=1, help="Most steps to train.")] = 20_000,
@@ -50,6 +53,7 @@ def train_predictor(
 
         from engine.errors import Cancelled
         from engine.routing.predictors.recurrent_network import RecurrentSizes
+        from engine.routing.predictors.weights_file import read_predictor
         from engine.routing.traces.trace_set import read_traces
         from engine.routing.training.predictor_training import PredictorTraining, train_predictor
         from engine.routing.training.train import TrainingSettings
@@ -66,8 +70,9 @@ def train_predictor(
             measure_every=measure_every,
         )
         sizes = RecurrentSizes(horizon, token_width, state_width, state_width, dropout=dropout)
-        training = PredictorTraining(kind, sizes, settings, not no_hidden, prompts_too)
         recorded = read_traces(traces)
+        known = None if start is None else read_predictor(start, recorded.model)
+        training = PredictorTraining(kind, sizes, settings, not no_hidden, prompts_too, start=known)
         with _interrupts() as interrupted:
             try:
                 return train_predictor(recorded, out, training, _embedding(model), on_progress, interrupted)

@@ -22,7 +22,7 @@ from engine.errors import Cancelled, InvalidSetting, UnsupportedModel
 from engine.routing.blend import blend_of
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.registry import load_predictor
-from engine.routing.predictors.weights_file import read_predictor
+from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
 from engine.routing.traces.trace_set import TraceSet
 from engine.routing.training.predictor_training import PredictorTraining, make_network, train_predictor
 from engine.routing.training.split import split_by_conversation
@@ -83,10 +83,24 @@ def test_the_residual_stream_is_used_only_where_all_have_it():
         assert isinstance(network, RecurrentNetwork) and network.sizes.hidden_width == width
 
 
+def test_a_predictor_learns_on_and_gets_no_worse(trained, tmp_path):
+    _, report = trained
+    on = replace(TRAINING, start=read_predictor(report["file"]), settings=replace(TRAINING.settings, seed=5))
+    further = train_predictor(recorded(), tmp_path / "further.safetensors", on)
+    assert further["history"]["validation_recall"] > report["history"]["validation_recall"]
+    ruinous = replace(on, settings=replace(on.settings, rate=10.0))
+    kept = train_predictor(recorded(), tmp_path / "kept.safetensors", ruinous)
+    assert kept["history"]["best_step"] == 0
+    assert kept["history"]["validation_recall"] == pytest.approx(report["history"]["validation_recall"], abs=0.01)
+
+
 def test_what_cannot_be_trained_says_why(tmp_path):
     out = tmp_path / "p"
     with pytest.raises(InvalidSetting, match="kind 'magic'"):
         train_predictor(recorded(), out, replace(TRAINING, kind="magic"))
+    with pytest.raises(InvalidSetting, match="learn on"):
+        other = StoredPredictor("recurrent", "model two", SHAPE, {}, {})
+        train_predictor(recorded(), out, replace(TRAINING, start=other))
     with pytest.raises(InvalidSetting, match="3 token ids"):
         train_predictor(recorded(), out, TRAINING, torch.zeros(3, 4))
     with pytest.raises(InvalidSetting, match="Record more"):

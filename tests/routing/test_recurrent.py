@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from engine.errors import PredictorUnusable
 from engine.routing.predictors import stored_matrix, weights_file
-from engine.routing.predictors.recurrent import MATRICES, READ_TOKENS, RecurrentPredictor, export
+from engine.routing.predictors.recurrent import READ_TOKENS, RecurrentPredictor, export, network_of
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
-from engine.routing.predictors.stored_matrix import Int8Rows
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import read_predictor, write_predictor
 from engine.routing.scoring.replay import replay
@@ -38,17 +37,7 @@ def random_network(hidden_width: int = WIDTH, **sizes) -> RecurrentNetwork:
 
 def as_stored(network: RecurrentNetwork) -> RecurrentNetwork:
     """The same network with its matrices rounded as a file rounds them."""
-    arrays = export(network, CALIBRATION, "m").arrays
-    rows = {name: torch.from_numpy(Int8Rows(arrays[name], arrays[f"{name}_scales"]).widened()) for name in MATRICES}
-    inputs = [rows["token_input"], rows["routing_input"].T, rows["hidden_input"] / network.hidden_scale]
-    with torch.no_grad():
-        network.gru.weight_ih_l0.copy_(torch.cat(inputs, 1))
-        network.gru.weight_hh_l0.copy_(rows["recurrence"])
-        for name in ("mix", "this", "later"):
-            getattr(network, name).weight.copy_(rows[name])
-        network.token.weight.copy_(rows["tokens"])
-    network.projection = None
-    return network
+    return network_of(export(network, CALIBRATION, "m"))
 
 
 @pytest.fixture(params=["kernels", "numpy"])
@@ -156,3 +145,13 @@ def test_the_built_in_models_size_fits_twelve_megabytes(tmp_path):
     network = RecurrentNetwork(shape, RecurrentSizes(hidden_width=576))
     write_predictor(tmp_path / "p.safetensors", export(network, CALIBRATION, "m"))
     assert (tmp_path / "p.safetensors").stat().st_size < 12e6
+
+
+def test_a_stored_network_that_learns_on_says_the_same_with_channels_made_comparable():
+    (trace,) = conversations(1, 30)
+    batch = Windows([trace], SHAPE.experts, 3, tokens=30, batch=1, hidden_width=WIDTH).load([(0, 0)])
+    network = as_stored(random_network())
+    with torch.no_grad():
+        before = network(batch)
+        network.rescale(torch.linspace(0.1, 3, WIDTH))
+        torch.testing.assert_close(network(batch), before, rtol=1e-4, atol=1e-5)

@@ -140,3 +140,28 @@ def export(
         rounded = to_int8(matrices[name])
         arrays |= {name: rounded.values, f"{name}_scales": rounded.scales}
     return StoredPredictor(KIND, model, shape, sizes.to_dict(), arrays, history or {})
+
+
+def network_of(stored: StoredPredictor) -> RecurrentNetwork:
+    """The network that `export` stored, to learn on: its weights as eight bits keep them, the embedding whole."""
+    sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
+    network = RecurrentNetwork(stored.shape, sizes)
+    matrices = {name: torch.from_numpy(Int8Rows(arrays[name], arrays[f"{name}_scales"]).widened()) for name in MATRICES}
+    biases = {
+        name: torch.from_numpy(arrays[f"{name}_bias"]) for name in ("input", "recurrence", "mix", "this", "later")
+    }
+    inputs = [matrices["token_input"], matrices["routing_input"].T, matrices["hidden_input"]]
+    network.load_state_dict(
+        {
+            "token.weight": matrices["tokens"],
+            "hidden_mean": torch.from_numpy(arrays["hidden_mean"]),
+            "hidden_scale": torch.ones(sizes.hidden_width),
+            "gru.weight_ih_l0": torch.cat(inputs, dim=1),
+            "gru.weight_hh_l0": matrices["recurrence"],
+            "gru.bias_ih_l0": biases["input"],
+            "gru.bias_hh_l0": biases["recurrence"],
+            **{f"{name}.weight": matrices[name] for name in ("mix", "this", "later")},
+            **{f"{name}.bias": biases[name] for name in ("mix", "this", "later")},
+        }
+    )
+    return network.eval()

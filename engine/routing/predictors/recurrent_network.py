@@ -8,6 +8,7 @@ residual stream. Its state and the token's own embedding give the routing of thi
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,14 @@ class RecurrentNetwork(PredictorNetwork):
         """Makes the residual stream's channels comparable: a few of them are a hundred times the others."""
         self.hidden_mean = mean.float()
         self.hidden_scale = 1 / deviation.float().clamp(min=1e-2)
+
+    @torch.no_grad()
+    def rescale(self, deviation: torch.Tensor) -> None:
+        """The same for a network that has learnt: what it says stays as it is."""
+        scale = 1 / deviation.float().clamp(min=1e-2)
+        weights = cast(torch.Tensor, self.gru.weight_ih_l0)
+        weights[:, -len(scale) :] *= self.hidden_scale / scale
+        self.hidden_scale = scale
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log odds, float32 [windows, tokens, horizon, layers, experts]."""

@@ -48,6 +48,7 @@ class PredictorTraining:
     readout: ReadoutSettings = field(default_factory=ReadoutSettings)
     use_hidden: bool = True
     prompts_too: bool = False
+    start: StoredPredictor | None = None
 
 
 def train_predictor(
@@ -67,7 +68,7 @@ def train_predictor(
     network = make_network(recorded, split, training, model_embedding)
     known, chosen = (_windows(network, part, training.settings) for part in (split.train, split.validation))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    state = train(network, known, chosen, training.settings, checkpoint, on_progress, must_stop)
+    state = train(network, known, chosen, training.settings, checkpoint, on_progress, must_stop, bool(training.start))
     _tell(on_progress, "Calibrating")
     history = _history(split, training, state)
     stored = _export(network, fit_calibration(network, chosen), recorded.model, history)
@@ -108,6 +109,8 @@ def make_network(
             f"The model has {len(model_embedding)} token ids, the traces {recorded.shape.vocabulary}.",
             "Name the model that the traces were recorded with.",
         )
+    if training.start is not None:
+        return _learnt_before(training.start, recorded, split)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.settings.seed)
         if training.kind != recurrent.KIND:
@@ -120,6 +123,19 @@ def make_network(
     start_from_tokens(network, split.train)
     if width:
         network.standardise(*_channels(split.train))
+    return network
+
+
+def _learnt_before(start: StoredPredictor, recorded: TraceSet, split: Split) -> PredictorNetwork:
+    """Raises InvalidSetting for a predictor of another kind or model."""
+    if start.kind != recurrent.KIND or start.model != recorded.model:
+        raise InvalidSetting(
+            f"A predictor of kind {start.kind} for model {start.model} cannot learn on from these traces.",
+            f"Start from a recurrent predictor of model {recorded.model}.",
+        )
+    network = recurrent.network_of(start)
+    if network.hidden_width and _hidden_width(split.train) == network.hidden_width:
+        network.rescale(_channels(split.train)[1])
     return network
 
 

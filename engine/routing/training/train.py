@@ -73,8 +73,10 @@ def train(
     checkpoint: Path | None = None,
     on_progress: Progress | None = None,
     must_stop: Callable[[], bool] = lambda: False,
+    has_learnt: bool = False,
 ) -> TrainingState:
-    """Leaves the network with the weights of the best validation recall (of row 0 at top k).
+    """Leaves the network with the weights of the best validation recall (of row 0 at top k); where it `has_learnt`
+    before, perhaps those it came with.
 
     Goes on from `checkpoint` where that is there (InvalidSetting if other settings made it) and saves to it now and
     then. Raises Cancelled, after saving, once `must_stop` says so.
@@ -87,6 +89,8 @@ def train(
     facts = asdict(settings) | {"tokens": sum(map(len, training.traces)), "shape": network.shape.to_dict()}
     if checkpoint is not None and checkpoint.exists():
         state, best = load_state(checkpoint, facts, network, adam)
+    if has_learnt and not state.measured:
+        best = _measure(network, validation, state, best)  # steps may make it worse
     began, saved_at = time.monotonic() - state.seconds, time.monotonic()
     with torch.random.fork_rng(devices=[]):
         for batch in _batches(training, settings, state.step):
