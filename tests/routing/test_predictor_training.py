@@ -85,10 +85,12 @@ def test_the_residual_stream_is_used_only_where_all_have_it():
 
 def test_a_predictor_learns_on_and_gets_no_worse(trained, tmp_path):
     _, report = trained
-    on = replace(TRAINING, start=read_predictor(report["file"]), settings=replace(TRAINING.settings, seed=5))
-    further = train_predictor(recorded(), tmp_path / "further.safetensors", on)
+    on = replace(TRAINING, start=read_predictor(report["file"]), settings=replace(SETTINGS, steps=150, seed=5))
+    without_ahead = replace(recorded(), traces=tuple(replace(trace, ahead=None) for trace in recorded().traces))
+    further = train_predictor(without_ahead, tmp_path / "further.safetensors", on)
+    assert blend_of(read_predictor(further["file"]).arrays) is not None
     assert further["history"]["validation_recall"] > report["history"]["validation_recall"]
-    ruinous = replace(on, settings=replace(on.settings, rate=10.0))
+    ruinous = replace(on, settings=replace(SETTINGS, rate=10.0))
     kept = train_predictor(recorded(), tmp_path / "kept.safetensors", ruinous)
     assert kept["history"]["best_step"] == 0
     assert kept["history"]["validation_recall"] == pytest.approx(report["history"]["validation_recall"], abs=0.01)

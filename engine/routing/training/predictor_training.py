@@ -72,6 +72,8 @@ def train_predictor(
     _tell(on_progress, "Calibrating")
     history = _history(split, training, state)
     stored = _export(network, fit_calibration(network, chosen), recorded.model, history)
+    if training.start is not None:  # what these traces may not tell anew
+        stored = replace(stored, arrays={**training.start.arrays, **stored.arrays})
     predictor = predictor_of(stored)
     blend = fit_blend(predictor, split.validation)
     if blend is not None:
