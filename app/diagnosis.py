@@ -92,7 +92,7 @@ def _examine_model(found: Diagnosis, settings: Settings) -> Path | None:
 
 
 def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
-    from engine.cache.policies import check_policy
+    from engine.cache.policy_choice import check_policy
     from engine.checkpoint.catalog import describe_model
     from engine.checkpoint.expert_index import ExpertIndex
     from engine.checkpoint.skeleton import read_config

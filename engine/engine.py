@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.links import open_link
-from engine.cache.policies import PREDICTIVE, EvictionPolicy, check_policy, make_policy
+from engine.cache.policies import EvictionPolicy
+from engine.cache.policy_choice import PREDICTIVE, check_policy, make_policy
 from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting
 from engine.generation.activity import Activity

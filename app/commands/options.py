@@ -15,7 +15,10 @@ Budget = Annotated[
     typer.Option(help='Memory: "auto", a share of the experts ("25%") or a total ("6GiB").', show_default="auto"),
 ]
 Policy = Annotated[
-    str | None, typer.Option(help="Who leaves the cache: auto, lru, lru-per-layer or lfu.", show_default="auto")
+    str | None,
+    typer.Option(
+        help="Who leaves the cache: auto, adaptive, lru, lru-per-layer, lfu or predictive.", show_default="auto"
+    ),
 ]
 Link = Annotated[
     str | None,

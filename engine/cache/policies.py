@@ -12,7 +12,6 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 from engine.checkpoint.expert_key import ExpertKey
-from engine.errors import InvalidSetting
 
 
 class EvictionPolicy(ABC):
@@ -196,30 +195,3 @@ class Belady(EvictionPolicy):
     def _next_use(self, key: ExpertKey) -> float:
         uses = self._uses.get(key)
         return uses[0] if uses else float("inf")
-
-
-PLAIN_POLICIES = ("lru", "lru-per-layer", "lfu")
-PREDICTIVE = "predictive"  # eviction and prefetching together: see engine.routing.foresight
-POLICY_NAMES = (*PLAIN_POLICIES, PREDICTIVE)
-DEFAULT_POLICY = "lru-per-layer"
-
-
-def check_policy(name: str) -> str:
-    """The policy's own name, for a command-line name. Raises InvalidSetting for an unknown one."""
-    if name in POLICY_NAMES:
-        return name
-    if name == "auto":
-        return DEFAULT_POLICY
-    raise InvalidSetting(
-        f"There is no cache policy called {name!r}.", f"Choose one of: auto, {', '.join(POLICY_NAMES)}."
-    )
-
-
-def make_policy(name: str, layers: int) -> EvictionPolicy:
-    """A fresh plain policy, by one of PLAIN_POLICIES."""
-    makers: dict[str, Callable[[], EvictionPolicy]] = {
-        "lru": LRU,
-        "lru-per-layer": lambda: LayerLRU(layers),
-        "lfu": DecayedLFU,
-    }
-    return makers[name]()

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine.cache.policies import PLAIN_POLICIES, PREDICTIVE
+from engine.cache.policy_choice import PLAIN_POLICIES, PREDICTIVE
 from engine.checkpoint.catalog import resolve_model
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import EngineError, NotEnoughMemory

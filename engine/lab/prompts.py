@@ -50,7 +50,10 @@ def read_prompts(file: Path | None, take: int | None = None) -> list[Messages]:
 
 
 def parse_prompts(text: str, origin: str) -> list[Messages]:
-    """The chats in `text`; empty lines are skipped. `origin` names the text in errors."""
+    """The chats in `text`, each without the answer it may end with: that is to be given anew. Empty lines are skipped.
+
+    `origin` names the text in errors.
+    """
     chats = [
         _parse_line(line, f"Line {number} of {origin}")
         for number, line in enumerate(text.splitlines(), start=1)
@@ -82,9 +85,10 @@ def _parse_line(line: str, where: str) -> Messages:
         raise _unusable(f'{where} has no "messages" list.')
     for message in messages:
         _check_message(message, where)
-    if messages[-1]["role"] == "assistant":
-        raise _unusable(f"{where} ends with an answer: there is nothing left to answer.")
-    return messages
+    asked = [number for number, message in enumerate(messages, start=1) if message["role"] != "assistant"]
+    if not asked:
+        raise _unusable(f"{where} holds answers alone.")
+    return messages[: asked[-1]]
 
 
 def _check_message(message: Any, where: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.cache.policies import PLAIN_POLICIES, make_policy
+from engine.cache.policy_choice import PLAIN_POLICIES, make_policy
 from engine.lab.belady import Step, replay, replay_belady
 
 CACHE_SHARES = (0.15, 0.25, 0.35, 0.45)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.cache.policies import DEFAULT_POLICY, EvictionPolicy, make_policy
+from engine.cache.policies import EvictionPolicy
+from engine.cache.policy_choice import ADAPTIVE, make_policy
 from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
 from engine.errors import PredictorUnusable
 from engine.paths import data_dir
@@ -63,7 +64,7 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
     forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
     gate = CostGate()
-    plain = make_policy(DEFAULT_POLICY, shape.layers)
+    plain = make_policy(ADAPTIVE, shape.layers)
     return Foresight(
         SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on),
         Prefetcher(forecast, gate),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.expert_cache import ExpertCache
-from engine.cache.policies import PLAIN_POLICIES, make_policy
+from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, make_policy
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import EngineClosed, TransferFailed
 from tests.cache.memory_link import EXPERT_BYTES, MemoryLink, tag
@@ -47,8 +47,11 @@ def prefill_all(cache: ExpertCache, tokens: int) -> None:
     cache.begin_decode()
 
 
+POLICIES = st.sampled_from((*PLAIN_POLICIES, ADAPTIVE))
+
+
 @settings(max_examples=60)
-@given(st.lists(st.one_of(acquire, resize, prefill), max_size=25), st.integers(1, 20), st.sampled_from(PLAIN_POLICIES))
+@given(st.lists(st.one_of(acquire, resize, prefill), max_size=25), st.integers(1, 20), POLICIES)
 def test_any_use_gives_the_right_bytes_within_the_slots(actions, slots, policy):
     link = MemoryLink(delay_seconds=0.0002)
     cache = make_cache(link, slots, policy)

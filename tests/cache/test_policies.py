@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.least_stale import LeastStale
-from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU, check_policy
+from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU
+from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, check_policy, make_policy
 from engine.cache.predicted_next_use import SwitchedEviction
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
@@ -165,3 +168,44 @@ def test_least_stale_gives_up_what_the_pass_has_gone_by_and_keeps_what_lies_ahea
     assert policy.victim({unused_behind}, None) == used_behind  # stale now, and nearer behind than what lies ahead
     policy.removed(unused_behind)
     assert policy.victim({used_behind, ahead}, None) is None
+
+
+def favourites_and_a_scan(tokens: int) -> list[ExpertKey]:
+    """Every other token uses its layers' favourites, every token many that were not used for long: LFU's day."""
+    return [
+        ExpertKey(layer, expert)
+        for t in range(tokens)
+        for layer in range(4)
+        for expert in (*([0] if t % 2 else []), *(1 + (3 * t + i) % 15 for i in range(3)))
+    ]
+
+
+def changing_favourites(tokens: int) -> list[ExpertKey]:
+    """Favourites that change every few tokens, all in the first layer: a global LRU's day."""
+    return [ExpertKey(0, (t // 40 * 5 + use) % 16) for t in range(tokens) for use in range(5)]
+
+
+@pytest.mark.parametrize("uses", [favourites_and_a_scan(150), changing_favourites(240)])
+def test_adaptive_is_about_as_good_as_the_best(uses):
+    hits = {name: len(uses) - len(misses(make_policy(name, 4), uses, 8)) for name in (*PLAIN_POLICIES, ADAPTIVE)}
+    ours = hits.pop(ADAPTIVE)
+    assert max(hits.values()) > 1.2 * min(hits.values())
+    assert ours > 0.9 * max(hits.values())
+
+
+@given(st.lists(st.tuples(keys, st.integers(1, 9)), max_size=60))
+def test_adaptive_stays_within_slots_that_change(steps):
+    policy = make_policy(ADAPTIVE, LAYERS)
+    residency, fresh = Residency(policy), itertools.count(1)
+    residency.add_slots([0])
+    for key, slots in steps:
+        if slots > residency.slots:
+            residency.add_slots([next(fresh) for _ in range(slots - residency.slots)])
+        elif slots < residency.slots:
+            residency.drop_slots(slots)
+        policy.used(key)
+        if residency.slot(key) is None:
+            assert residency.reserve(key) is not None
+            residency.publish(key)
+        policy.step_ended()
+        residency.check()

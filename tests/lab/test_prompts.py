@@ -37,7 +37,7 @@ def test_the_set_that_comes_with_it_is_valid():
         ('{"messages": [{"role": "robot", "content": "x"}]}', "role"),
         ('{"messages": [{"role": "user"}]}', "without text"),
         ('{"messages": [{"role": "user", "content": ["x"]}]}', "without text"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "ends with an answer"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "answers alone"),
     ],
 )
 def test_a_bad_line_is_named(line, blame):
@@ -57,3 +57,8 @@ def test_files_that_cannot_be_used(tmp_path):
             read_prompts(file)
     with pytest.raises(InvalidSetting, match=os.strerror(21)):
         read_prompts(tmp_path)
+
+
+def test_a_chat_that_ends_with_an_answer_is_answered_anew():
+    line = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+    assert parse_prompts(line, "x") == [[{"role": "user", "content": "a"}]]

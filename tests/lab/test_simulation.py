@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.policies import LRU, LayerLRU, make_policy
+from engine.cache.policies import LRU, LayerLRU
+from engine.cache.policy_choice import make_policy
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
 from engine.lab.belady import decoded_steps, replay

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.cache.least_stale import LeastStale
-from engine.cache.policies import (
-    DEFAULT_POLICY,
-    PLAIN_POLICIES,
-    PREDICTIVE,
-    Belady,
-    EvictionPolicy,
-    make_policy,
-)
+from engine.cache.policies import Belady, EvictionPolicy
+from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, PREDICTIVE, make_policy
 from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
 from engine.errors import InvalidSetting
 from engine.lab.simulation.acquisitions import acquisitions
@@ -99,8 +93,8 @@ def make_contender(
         oracle = Oracle(shape, traces, CLAIRVOYANT_TOKENS)
         forecast = Forecast(shape.layers, shape.experts, shape.top_k, oracle)
         return Contender(PredictedNextUse(forecast.value), Prefetcher(forecast), oracle, forecast)
-    if name not in PLAIN_POLICIES:
-        names = ", ".join((*PLAIN_POLICIES, PREDICTIVE, *COMPARED, *BOUNDS))
+    if name not in (*PLAIN_POLICIES, ADAPTIVE):
+        names = ", ".join((*PLAIN_POLICIES, ADAPTIVE, PREDICTIVE, *COMPARED, *BOUNDS))
         raise InvalidSetting(f"There is no policy called {name!r} to simulate.", f"Choose from {names}.")
     return Contender(make_policy(name, shape.layers))
 
@@ -114,6 +108,6 @@ def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contende
     recorded = None if readout is None else RecordedReadout(readout)
     forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, recorded)
     gate = CostGate()
-    plain = make_policy(DEFAULT_POLICY, shape.layers)
+    plain = make_policy(ADAPTIVE, shape.layers)
     eviction = SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on)
     return Contender(eviction, Prefetcher(forecast, gate), predictor, forecast)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.cache.policies import PLAIN_POLICIES
+from engine.cache.policy_choice import PLAIN_POLICIES
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
 from engine.lab.report import make_report

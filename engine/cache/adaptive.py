@@ -1,0 +1,100 @@
+"""Which plain policy suits this model, budget and text: each one runs in miniature, the best of them decides.
+
+The miniatures ("ghosts") hold keys alone. They see the experts of some layers only and have as large a share of the
+slots: sampled so, a cache hits about as often as the whole one (Waldspurger et al., SHARDS, FAST 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+
+from engine.cache.policies import EvictionPolicy
+from engine.checkpoint.expert_key import ExpertKey
+
+SAMPLED_LAYERS = 5  # about so many
+HALF_LIFE_STEPS = 128.0
+CLEARLY = 1.02  # times as many hits before the choice changes: the content must be worth more than the change costs
+
+
+class AdaptiveEviction(EvictionPolicy):
+    """Several policies, all kept up to date; the one whose ghost has hit most lately chooses the victims.
+
+    `makers`: by name, from a number of layers; `first`: which is chosen in the beginning.
+    """
+
+    def __init__(self, layers: int, makers: Mapping[str, Callable[[int], EvictionPolicy]], first: str) -> None:
+        self._stride = max(layers // SAMPLED_LAYERS, 1)
+        sampled = -(-layers // self._stride)
+        self._share = sampled / layers
+        self._policies = {name: make(layers) for name, make in makers.items()}
+        self._ghosts = {name: _Ghost(make(sampled)) for name, make in makers.items()}
+        self.chosen = first
+
+    def inserted(self, key: ExpertKey) -> None:
+        for policy in self._policies.values():
+            policy.inserted(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        for policy in self._policies.values():
+            policy.removed(key)
+
+    def used(self, key: ExpertKey) -> None:
+        for policy in self._policies.values():
+            policy.used(key)
+        layer, skipped = divmod(key.layer, self._stride)
+        if not skipped:
+            for ghost in self._ghosts.values():
+                ghost.use(ExpertKey(layer, key.expert))
+
+    def step_ended(self) -> None:
+        for policy in self._policies.values():
+            policy.step_ended()
+        for ghost in self._ghosts.values():
+            ghost.step_ended()
+        best = max(self._ghosts, key=lambda name: self._ghosts[name].hits)
+        if self._ghosts[best].hits > CLEARLY * self._ghosts[self.chosen].hits:
+            self.chosen = best
+
+    def resized(self, slots: int) -> None:
+        for policy in self._policies.values():
+            policy.resized(slots)
+        for ghost in self._ghosts.values():
+            ghost.resize(max(round(slots * self._share), 1))
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        return self._policies[self.chosen].victim(blocked, incoming)
+
+
+class _Ghost:
+    """A cache of keys under one policy. `hits`: so many, those of `HALF_LIFE_STEPS` ago counted half."""
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        self.hits = 0.0
+        self._policy = policy
+        self._held: set[ExpertKey] = set()
+        self._slots = 1
+
+    def use(self, key: ExpertKey) -> None:
+        self._policy.used(key)
+        if key in self._held:
+            self.hits += 1
+            return
+        self._make_room(self._slots - 1, key)
+        self._held.add(key)
+        self._policy.inserted(key)
+
+    def step_ended(self) -> None:
+        self._policy.step_ended()
+        self.hits *= 0.5 ** (1 / HALF_LIFE_STEPS)
+
+    def resize(self, slots: int) -> None:
+        self._slots = slots
+        self._policy.resized(slots)
+        self._make_room(slots, None)
+
+    def _make_room(self, most: int, incoming: ExpertKey | None) -> None:
+        while len(self._held) > most:
+            victim = self._policy.victim((), incoming)
+            assert victim is not None
+            self._held.discard(victim)
+            self._policy.removed(victim)

@@ -1,0 +1,39 @@
+"""Eviction policies by the names that settings and commands use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.cache.adaptive import AdaptiveEviction
+from engine.cache.policies import LRU, DecayedLFU, EvictionPolicy, LayerLRU
+from engine.errors import InvalidSetting
+
+MakePolicy = Callable[[int], EvictionPolicy]
+"""A fresh policy for a model of so many MoE layers."""
+
+_PLAIN: dict[str, MakePolicy] = {
+    "lru": lambda layers: LRU(),
+    "lru-per-layer": LayerLRU,
+    "lfu": lambda layers: DecayedLFU(),
+}
+PLAIN_POLICIES = tuple(_PLAIN)
+ADAPTIVE = "adaptive"  # whichever plain policy has hit most lately
+PREDICTIVE = "predictive"  # eviction and prefetching together: see engine.routing.foresight
+POLICY_NAMES = (*PLAIN_POLICIES, ADAPTIVE, PREDICTIVE)
+DEFAULT_POLICY = ADAPTIVE
+
+
+def check_policy(name: str) -> str:
+    """The policy's own name, for a command-line name. Raises InvalidSetting for an unknown one."""
+    if name in POLICY_NAMES:
+        return name
+    if name == "auto":
+        return DEFAULT_POLICY
+    raise InvalidSetting(
+        f"There is no cache policy called {name!r}.", f"Choose one of: auto, {', '.join(POLICY_NAMES)}."
+    )
+
+
+def make_policy(name: str, layers: int) -> EvictionPolicy:
+    """A fresh policy, by one of PLAIN_POLICIES or ADAPTIVE."""
+    return AdaptiveEviction(layers, _PLAIN, "lru-per-layer") if name == ADAPTIVE else _PLAIN[name](layers)
