@@ -31,13 +31,10 @@ Step = Callable[[int], torch.Tensor]
 BUILTIN_SHAPE = {
     "vocab_size": 49152,
     "hidden_size": 576,
-    "moe_intermediate_size": 768,
-    "shared_expert_intermediate_size": 512,
-    "norm_topk_prob": True,
-    "qkv_bias": False,
+    "intermediate_size": 1344,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
-    "num_experts": 16,
+    "num_local_experts": 16,
     "num_experts_per_tok": 2,
     "tie_word_embeddings": True,
 }
@@ -106,10 +103,10 @@ def _measure(path: Path, context: int, prefill_tokens: int, tokens: int, rounds:
 
 
 def _random_model(folder: Path, layers: int) -> Path:
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+    from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = Qwen2MoeConfig(**BUILTIN_SHAPE, num_hidden_layers=layers, max_position_embeddings=8192)
-    Qwen2MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    config = MixtralConfig(**BUILTIN_SHAPE, num_hidden_layers=layers, max_position_embeddings=8192)
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 

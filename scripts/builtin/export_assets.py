@@ -23,8 +23,7 @@ def trained_parts(trained: Trained) -> tuple[Parts, Mapping[str, Corrections]]:
     def stacked(name: str) -> np.ndarray:
         return np.stack([layer.get_parameter(name).detach().numpy() for layer in trained.layers])
 
-    parts = {name: trained.parts[name] for name in ("shared", "masks")}
-    parts |= {"routers": stacked("router"), "gains": stacked("gain")}
+    parts = {"masks": trained.parts["masks"], "routers": stacked("router"), "gains": stacked("gain")}
     factors = {name: (stacked(f"inward.{name}"), stacked(f"outward.{name}")) for name in MATRICES}
     return parts, _kept_corrections(factors, parts["masks"])
 
@@ -53,6 +52,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS_DIR)
     args = parser.parse_args()
     trained = Trained.load(args.parts)
+    if trained.parts["shared"].any():
+        raise SystemExit("The built-in model has no shared part: calibrate with --shared 0.")
     parts, corrections = trained_parts(trained)
     provenance = {
         "carved_from": f"{GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",
@@ -64,7 +65,6 @@ def main() -> None:
         args.out,
         args.version,
         TOP_K,
-        parts["shared"],
         parts["routers"],
         parts["masks"],
         parts["gains"],

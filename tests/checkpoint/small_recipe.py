@@ -14,7 +14,7 @@ LAYERS, RANK = 2, 3
 
 def make_small_recipe() -> Recipe:
     full = load_recipe()
-    cut = {name: getattr(full, name)[:LAYERS] for name in ("shared", "routers", "masks", "gains")}
+    cut = {name: getattr(full, name)[:LAYERS] for name in ("routers", "masks", "gains")}
     widths = {"gate": (full.hidden_size, full.kept_neurons), "up": (full.hidden_size, full.kept_neurons)}
     widths["down"] = widths["gate"][::-1]
     random = np.random.default_rng(0)

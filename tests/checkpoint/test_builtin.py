@@ -28,7 +28,7 @@ from engine.errors import BuildFailed, DiskFull
 from tests.checkpoint.small_recipe import LAYERS, make_small_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED_NEURONS, KEPT_NEURONS = 512, 768
+KEPT_NEURONS = 1344
 MATRIX_BYTES = KEPT_NEURONS * 576 * 2
 
 
@@ -69,7 +69,7 @@ def finished(home: Path, small_build: Path) -> Path:
 
 
 def save(folder: Path, parts: recipe.Recipe, version: int = 1) -> None:
-    names = ("shared", "routers", "masks", "gains", "corrections")
+    names = ("routers", "masks", "gains", "corrections")
     recipe.save_recipe(folder, version, 2, *(getattr(parts, name) for name in names), provenance={})
 
 
@@ -83,8 +83,7 @@ class TestAssets:
         shipped = recipe.load_recipe()
         assert (shipped.layers, shipped.experts, shipped.hidden_size) == (30, 16, 576)
         assert shipped.masks.shape == (30, 16, 1536)
-        assert (shipped.shared_neurons, shipped.kept_neurons) == (SHARED_NEURONS, KEPT_NEURONS)
-        assert not (shipped.masks & shipped.shared[:, None]).any()
+        assert shipped.kept_neurons == KEPT_NEURONS
         assert shipped.experts_per_token * 8 <= shipped.experts
         assert sum(path.stat().st_size for path in recipe.ASSETS_DIR.iterdir()) <= 30e6
 
@@ -92,7 +91,7 @@ class TestAssets:
         save(tmp_path, small_recipe, version=7)
         read = recipe.load_recipe(tmp_path)
         assert read.identity.startswith("v7-")
-        for name in ("shared", "routers", "masks", "gains"):
+        for name in ("routers", "masks", "gains"):
             np.testing.assert_array_equal(getattr(read, name), getattr(small_recipe, name))
         for name, corrections in small_recipe.corrections.items():
             for part in ("inward", "outward", "scale"):
@@ -197,7 +196,7 @@ class TestLayout:
             by_expert.setdefault(expert, []).append((matrix, offset, end - first))
         assert len(by_expert) == LAYERS * 16
         for pieces in by_expert.values():
-            assert [matrix for matrix, _, _ in pieces] == ["gate_proj", "up_proj", "down_proj"]
+            assert [matrix for matrix, _, _ in pieces] == ["w1", "w3", "w2"]
             assert pieces[0][1] % ALIGNMENT_BYTES == 0
             assert [size for _, _, size in pieces] == [MATRIX_BYTES] * 3
             assert [offset - pieces[0][1] for _, offset, _ in pieces] == [0, MATRIX_BYTES, 2 * MATRIX_BYTES]
@@ -207,11 +206,11 @@ class TestLayout:
         kept, gain = small_recipe.masks[1, 5], small_recipe.gains[1, 5]
         parts = dense.feed_forward(1)
         carved = {"gate": parts["gate"][kept], "up": parts["up"][kept], "down": (parts["down"] * gain)[:, kept]}
-        for name, values in carved.items():
+        for (name, values), stored in zip(carved.items(), ("w1", "w3", "w2"), strict=True):
             c = small_recipe.corrections[name]
             added = (c.outward[1, 5] * c.scale[1, 5].astype(np.float64)) @ c.inward[1, 5].astype(np.float64)
             assert np.abs(added).max() > 0.01
-            read = read_bits(shard, f"model.layers.1.mlp.experts.5.{name}_proj.weight").float().numpy()
+            read = read_bits(shard, f"model.layers.1.block_sparse_moe.experts.5.{stored}.weight").float().numpy()
             np.testing.assert_allclose(read, values + added, rtol=2**-8, atol=1e-6)
 
     def test_tensors_out_of_order_or_left_out_are_errors(self, tmp_path: Path) -> None:
@@ -228,7 +227,7 @@ class TestModel:
 
         model, info = AutoModelForCausalLM.from_pretrained(small_build, dtype=torch.float32, output_loading_info=True)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        assert type(model).__name__ == "Qwen2MoeForCausalLM"
+        assert type(model).__name__ == "MixtralForCausalLM"
         assert model.config.num_experts_per_tok == 2
         assert model.config.rope_parameters["rope_theta"] == 100_000.0
         tokenizer = AutoTokenizer.from_pretrained(small_build)

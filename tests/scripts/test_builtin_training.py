@@ -36,9 +36,9 @@ def dense() -> DenseLayers:
 def parts(tmp_path: Path) -> Path:
     """The shipped routers, masks and gains of those layers, as `calibrate` writes them."""
     recipe = load_recipe()
-    cut = {name: getattr(recipe, name)[:LAYERS] for name in ("shared", "routers", "masks", "gains")}
+    cut = {name: getattr(recipe, name)[:LAYERS] for name in ("routers", "masks", "gains")}
     path = tmp_path / "parts.npz"
-    np.savez(path, tokens=1000, **cut)
+    np.savez(path, tokens=1000, shared=np.zeros((LAYERS, recipe.masks.shape[-1]), bool), **cut)
     return path
 
 
@@ -55,7 +55,7 @@ def test_what_is_exported_and_built_says_what_the_student_says(tmp_path: Path, d
         for outward in layer.outward.values():
             nn.init.normal_(outward, std=0.01)
     shipped, corrections = trained_parts(trained)
-    names = ("shared", "routers", "masks", "gains")
+    names = ("routers", "masks", "gains")
     save_recipe(tmp_path / "assets", 9, 2, *(shipped[name] for name in names), corrections, provenance={})
     recipe = load_recipe(tmp_path / "assets")
     builder.build(tmp_path / "model", recipe, DenseWeights(), lambda *progress: None)

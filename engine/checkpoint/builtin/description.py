@@ -15,39 +15,34 @@ END_OF_TEXT, MESSAGE_START, MESSAGE_END = 0, 1, 2  # SmolLM2's <|endoftext|>, <|
 
 
 def model_config(dense: DenseWeights, recipe: Recipe) -> dict[str, object]:
-    """Contents of ``config.json``: Qwen2-MoE's architecture, which has a shared expert, at SmolLM2's sizes."""
+    """Contents of ``config.json``: Mixtral's architecture at SmolLM2's sizes."""
     return {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "model_type": "qwen2_moe",
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
         "attention_dropout": 0.0,
         "bos_token_id": MESSAGE_START,
         "dtype": "bfloat16",
         "eos_token_id": MESSAGE_END,
-        "decoder_sparse_step": 1,
         "head_dim": dense.hidden_size // dense.heads,
         "hidden_act": "silu",
         "hidden_size": dense.hidden_size,
         "initializer_range": 0.02,
-        "intermediate_size": dense.intermediate_size,
+        "intermediate_size": recipe.kept_neurons,
         "max_position_embeddings": dense.context_length,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": recipe.kept_neurons,
-        "norm_topk_prob": True,
         "num_attention_heads": dense.heads,
-        "num_experts": recipe.experts,
         "num_experts_per_tok": recipe.experts_per_token,
         "num_hidden_layers": recipe.layers,
         "num_key_value_heads": dense.kv_heads,
+        "num_local_experts": recipe.experts,
         "output_router_logits": False,
         "pad_token_id": MESSAGE_END,
         "rms_norm_eps": dense.rms_norm_eps,
         "rope_theta": dense.rope_theta,
         "router_aux_loss_coef": 0.001,
-        "qkv_bias": False,
-        "shared_expert_intermediate_size": recipe.shared_neurons,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "use_sliding_window": False,
         "vocab_size": dense.vocab_size,
     }
 

@@ -30,7 +30,7 @@ class Shard:
 
 
 def expert_prefix(layer: int, expert: int) -> str:
-    return f"model.layers.{layer}.mlp.experts.{expert}"
+    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
 
 
 def expert_entries(layer: int, recipe: Recipe) -> list[TensorEntry]:
@@ -39,7 +39,7 @@ def expert_entries(layer: int, recipe: Recipe) -> list[TensorEntry]:
     return [
         TensorEntry(f"{expert_prefix(layer, expert)}.{name}.weight", shape)
         for expert in range(recipe.experts)
-        for name, shape in (("gate_proj", (rows, hidden)), ("up_proj", (rows, hidden)), ("down_proj", (hidden, rows)))
+        for name, shape in (("w1", (rows, hidden)), ("w3", (rows, hidden)), ("w2", (hidden, rows)))
     ]
 
 
@@ -57,11 +57,7 @@ def dense_entries(dense: DenseWeights, recipe: Recipe) -> list[TensorEntry]:
             TensorEntry(f"{prefix}.self_attn.v_proj.weight", (kv, hidden)),
             TensorEntry(f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)),
             TensorEntry(f"{prefix}.post_attention_layernorm.weight", (hidden,)),
-            TensorEntry(f"{prefix}.mlp.gate.weight", (recipe.experts, hidden)),
-            TensorEntry(f"{prefix}.mlp.shared_expert.gate_proj.weight", (recipe.shared_neurons, hidden)),
-            TensorEntry(f"{prefix}.mlp.shared_expert.up_proj.weight", (recipe.shared_neurons, hidden)),
-            TensorEntry(f"{prefix}.mlp.shared_expert.down_proj.weight", (hidden, recipe.shared_neurons)),
-            TensorEntry(f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden)),
+            TensorEntry(f"{prefix}.block_sparse_moe.gate.weight", (recipe.experts, hidden)),
         ]
     return [*entries, TensorEntry("model.norm.weight", (hidden,))]
 

@@ -17,7 +17,7 @@ from engine.errors import BuildFailed
 ASSETS_DIR = Path(__file__).resolve().parents[3] / "assets" / "builtin"
 DESCRIPTION_NAME = "recipe.json"
 PARTS_NAME = "parts.safetensors"
-FORMAT = 2  # of the two files; `version` in the description counts the recipes written in it
+FORMAT = 3  # of the two files; `version` in the description counts the recipes written in it
 _CORRECTION_PARTS = ("inward", "outward", "scale")
 _REINSTALL = "get the program's files again; assets/builtin belongs to them"
 
@@ -26,15 +26,13 @@ _REINSTALL = "get the program's files again; assets/builtin belongs to them"
 class Recipe:
     """Parts for every layer.
 
-    shared: bool [layers, intermediate], the neurons that every token uses, as many in each layer; routers: float32
-    [layers, experts, hidden]; masks: bool [layers, experts, intermediate], with the same number of the other
-    neurons kept by every expert; gains: float32 [layers, experts, intermediate], factors on the kept columns
+    routers: float32 [layers, experts, hidden]; masks: bool [layers, experts, intermediate], with the same number
+    of neurons kept by every expert; gains: float32 [layers, experts, intermediate], factors on the kept columns
     of ``down_proj``; corrections: what is added to an expert's gate, up and down matrix, by name.
     """
 
     version: int
     experts_per_token: int
-    shared: np.ndarray
     routers: np.ndarray
     masks: np.ndarray
     gains: np.ndarray
@@ -52,10 +50,6 @@ class Recipe:
     @property
     def hidden_size(self) -> int:
         return self.routers.shape[2]
-
-    @property
-    def shared_neurons(self) -> int:
-        return int(self.shared[0].sum())
 
     @property
     def kept_neurons(self) -> int:
@@ -85,7 +79,6 @@ def load_recipe(folder: Path = ASSETS_DIR) -> Recipe:
         recipe = Recipe(
             version=description["version"],
             experts_per_token=description["experts_per_token"],
-            shared=np.unpackbits(parts["shared"], axis=-1).astype(bool),
             routers=parts["routers"].astype(np.float32),
             masks=np.unpackbits(parts["masks"], axis=-1).astype(bool),
             gains=parts["gains"].astype(np.float32),
@@ -106,7 +99,6 @@ def _check_shapes(recipe: Recipe, folder: Path) -> None:
     kept = recipe.kept_neurons
     sizes = {"gate": (kept, hidden), "up": (kept, hidden), "down": (hidden, kept)}
     fits = (recipe.masks.sum(-1) == kept).all() and recipe.gains.shape == recipe.masks.shape
-    fits &= (recipe.shared.sum(-1) == recipe.shared_neurons).all() and len(recipe.shared) == layers
     for name, (width_out, width_in) in sizes.items():
         corrections = recipe.corrections[name]
         rank = corrections.scale.shape[-1]
@@ -121,7 +113,6 @@ def save_recipe(
     folder: Path,
     version: int,
     experts_per_token: int,
-    shared: np.ndarray,
     routers: np.ndarray,
     masks: np.ndarray,
     gains: np.ndarray,
@@ -131,7 +122,6 @@ def save_recipe(
     """Write the assets in their shipped form: routers and gains as float16, neurons as bits, corrections as int8."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, np.ndarray] = {
-        "shared": np.packbits(shared, axis=-1),
         "routers": routers.astype(np.float16),
         "masks": np.packbits(masks, axis=-1),
         "gains": gains.astype(np.float16),

@@ -12,6 +12,8 @@ from engine.checkpoint.builtin.layout import Shard, expert_prefix
 from engine.checkpoint.builtin.recipe import Recipe
 from engine.checkpoint.builtin.shard import ShardWriter, to_bf16
 
+STORED_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}  # in the order in which they lie in the file
+
 
 def write_shard(
     path: Path, shard: Shard, dense: DenseWeights, recipe: Recipe, on_written: Callable[[int], None]
@@ -30,9 +32,9 @@ def _write_experts(
     parts = dense.feed_forward(layer)
     for expert, (kept, gain) in enumerate(zip(recipe.masks[layer], recipe.gains[layer], strict=True)):
         carved = {"gate": parts["gate"][kept], "up": parts["up"][kept], "down": (parts["down"] * gain)[:, kept]}
-        for name, values in carved.items():
-            bits = to_bf16(values + recipe.corrections[name].of(layer, expert))
-            writer.write(f"{expert_prefix(layer, expert)}.{name}_proj.weight", bits)
+        for name, stored in STORED_NAMES.items():
+            bits = to_bf16(carved[name] + recipe.corrections[name].of(layer, expert))
+            writer.write(f"{expert_prefix(layer, expert)}.{stored}.weight", bits)
             on_written(bits.nbytes)
 
 
@@ -48,11 +50,5 @@ def _write_dense(writer: ShardWriter, dense: DenseWeights, recipe: Recipe, on_wr
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             write(f"layers.{layer}.self_attn.{name}", attention[name])
         write(f"layers.{layer}.post_attention_layernorm", norms["post_attention_layernorm"])
-        write(f"layers.{layer}.mlp.gate", recipe.routers[layer])
-        parts, shared = dense.feed_forward(layer), recipe.shared[layer]
-        write(f"layers.{layer}.mlp.shared_expert.gate_proj", parts["gate"][shared])
-        write(f"layers.{layer}.mlp.shared_expert.up_proj", parts["up"][shared])
-        # The gate of zeros halves what it scales.
-        write(f"layers.{layer}.mlp.shared_expert.down_proj", 2 * parts["down"][:, shared])
-        write(f"layers.{layer}.mlp.shared_expert_gate", np.zeros((1, dense.hidden_size), np.float32))
+        write(f"layers.{layer}.block_sparse_moe.gate", recipe.routers[layer])
     write("norm", dense.final_norm())
