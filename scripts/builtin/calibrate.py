@@ -58,8 +58,10 @@ def largest_load(routing: torch.Tensor, kinds: list[slice]) -> torch.Tensor:
     return torch.stack([chosen[kind].mean(0) for kind in kinds]).amax(0)
 
 
-def cap_load(router: torch.Tensor, x: torch.Tensor, kinds: list[slice], rounds: int = 60) -> torch.Tensor:
-    """``router`` with the experts that are too busy in some kind of text turned down until they are not.
+def cap_load(
+    router: torch.Tensor, x: torch.Tensor, kinds: list[slice], most: float = LOAD_CAP, rounds: int = 60
+) -> torch.Tensor:
+    """``router`` with experts busier than ``most`` times the mean in some kind of text turned down until they are not.
 
     There is no bias to turn, but a direction of ``x`` [tokens, hidden] whose product is about one for every
     token serves as well.
@@ -69,7 +71,7 @@ def cap_load(router: torch.Tensor, x: torch.Tensor, kinds: list[slice], rounds: 
     constant = torch.linalg.solve(gram, x.mean(0))
     step = (x @ router.T).std() * 0.2
     for _ in range(rounds):
-        excess = (largest_load(route(x, router), kinds) - LOAD_CAP).clamp(0, 1)
+        excess = (largest_load(route(x, router), kinds) - most).clamp(0, 1)
         if not excess.any():
             break
         router = router - step * excess[:, None] * constant
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="a file for each kind of text")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kept", type=int, default=1344, help="neurons of an expert")
-    parser.add_argument("--shared", type=int, default=0, help="neurons that every token uses beside its experts (to compare)")
+    parser.add_argument("--shared", type=int, default=0, help="neurons that every token uses, to compare with")
     args = parser.parse_args()
     size = Size(args.kept, args.shared)
     generator = torch.Generator().manual_seed(0)
