@@ -97,6 +97,13 @@ class TestAssets:
             for part in ("inward", "outward", "scale"):
                 np.testing.assert_array_equal(getattr(read.corrections[name], part), getattr(corrections, part))
 
+    def test_how_parts_lie_in_memory_does_not_matter(self, tmp_path: Path, small_recipe) -> None:
+        down = small_recipe.corrections["down"]
+        turned = np.ascontiguousarray(down.inward.swapaxes(-1, -2)).swapaxes(-1, -2)
+        corrections = small_recipe.corrections | {"down": dataclasses.replace(down, inward=turned)}
+        save(tmp_path, dataclasses.replace(small_recipe, corrections=corrections))
+        np.testing.assert_array_equal(recipe.load_recipe(tmp_path).corrections["down"].inward, down.inward)
+
     def test_other_parts_or_another_version_have_another_identity(self, tmp_path: Path, small_recipe) -> None:
         identities = set()
         for version, factor in ((1, 1), (2, 1), (1, 2)):

@@ -128,7 +128,7 @@ def save_recipe(
     }
     for name in MATRICES:
         parts |= {f"{name}.{part}": getattr(corrections[name], part) for part in _CORRECTION_PARTS}
-    data = save(parts)
+    data = save({name: np.ascontiguousarray(part) for name, part in parts.items()})  # save takes memory as it lies
     (folder / PARTS_NAME).write_bytes(data)
     description = {
         "format": FORMAT,
