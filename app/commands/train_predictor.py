@@ -72,7 +72,9 @@ def train_predictor(
         sizes = RecurrentSizes(horizon, token_width, state_width, state_width, dropout=dropout)
         recorded = read_traces(traces)
         known = None if start is None else read_predictor(start, recorded.model)
-        training = PredictorTraining(kind, sizes, settings, not no_hidden, prompts_too, start=known)
+        training = PredictorTraining(
+            kind, sizes, settings, use_hidden=not no_hidden, prompts_too=prompts_too, start=known
+        )
         with _interrupts() as interrupted:
             try:
                 return train_predictor(recorded, out, training, _embedding(model), on_progress, interrupted)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.routing.readout import tap_layers
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
@@ -24,7 +25,9 @@ WIDTH = 5
 def conversations(
     count: int, tokens: int = 48, seed: int = 0, shape: RoutingShape = SHAPE, distances: int = 0
 ) -> list[RoutingTrace]:
-    """`distances` > 0 adds `ahead`: the next layers' real routing, the further the more blurred by noise."""
+    """`distances` > 0 adds `ahead`: the next layers' real routing, the further the more blurred by noise; and `midway`,
+    which says nothing.
+    """
     world = np.random.default_rng(1)  # the same in every data set
     first_of = np.stack([_two_of(world, shape.experts, shape.vocabulary) for _ in range(shape.layers)])
     by_topic = np.stack([_two_of(world, shape.experts, shape.vocabulary * TOPICS) for _ in range(shape.layers)])
@@ -66,7 +69,8 @@ def _conversation(name, tokens, shape, world, chance, distances) -> RoutingTrace
     decoded = np.arange(tokens) >= tokens // 4
     hidden = chance.normal(size=(tokens, WIDTH)).astype(np.float16)
     ahead = _ahead(experts, shape, distances, chance) if distances else None
-    return RoutingTrace(name, ids.astype(np.int32), experts, weights, decoded, ahead, hidden)
+    midway = np.zeros((tokens, len(tap_layers(shape.layers)), WIDTH), np.float16) if distances else None
+    return RoutingTrace(name, ids.astype(np.int32), experts, weights, decoded, ahead, hidden, midway)
 
 
 def _ahead(experts, shape, distances, chance) -> np.ndarray:
