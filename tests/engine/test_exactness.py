@@ -147,6 +147,10 @@ def test_the_built_in_model_at_every_budget(builtin_model):
             engine.resize(budget)
             assert engine.generate_ids(prompt, 12) == answer
             assert_same_logits(engine.logits(prompt), logits)
+    with Engine.load(builtin_model, budget="25%", policy="predictive", link="emulated:2.5GBps") as engine:
+        assert engine.generate_ids(prompt, 12) == answer
+        foresight = engine.snapshot().foresight
+    assert foresight is not None and "a predictor trained for this model" in foresight.source
 
 
 def _greedy():
