@@ -45,7 +45,8 @@ def answer(program, text="Hello"):
     store = program.store
     chat_id = store.create_chat()
     store.add_user_message(chat_id, text)
-    program.answers.start(chat_id, program.preferences.sampling.model_copy(update={"max_new_tokens": 5}))
+    greedy = {"max_new_tokens": 5, "temperature": 0.0}  # a drawn answer may end at once
+    program.answers.start(chat_id, program.preferences.sampling.model_copy(update=greedy))
     program.answers._thread.join(60)
 
 
