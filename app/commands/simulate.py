@@ -27,7 +27,10 @@ def simulate(
         ),
     ] = "emulated:2.5GBps",
     policies: Annotated[
-        str, typer.Option(help="lru, lru-per-layer, lfu, predictive, belady, clairvoyant; with commas.")
+        str,
+        typer.Option(
+            help="lru, lru-per-layer, lfu, adaptive, predictive, least-stale, belady, clairvoyant; with commas."
+        ),
     ] = "lru,lru-per-layer,lfu,predictive,belady,clairvoyant",
     predictor: Annotated[
         Path | None, typer.Option(help="A trained predictor's file, for the predictive policy.")
