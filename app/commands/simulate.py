@@ -18,6 +18,9 @@ def simulate(
     token_ms: Annotated[
         float, typer.Option(min=0.01, help="Milliseconds a token takes with everything resident (`bench decode`).")
     ],
+    prediction_ms: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that predicting costs of each token (`bench decode`).")
+    ] = 0.0,
     budget: Annotated[str, typer.Option(help="Shares of the experts, with commas.")] = "15%,25%,35%,45%",
     link: Annotated[
         str,
@@ -66,6 +69,7 @@ def simulate(
             policies=listed(policies),
             token_seconds=token_ms / 1e3,
             expert_bytes=index.slot_bytes,
+            prediction_seconds=prediction_ms / 1e3,
         )
         return simulate_traces(recorded.traces[:take], recorded.shape, settings, stored, on_progress)
 

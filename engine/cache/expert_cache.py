@@ -110,10 +110,10 @@ class ExpertCache:
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
         elif self._speculation is not None:
             began = time.perf_counter()
-            experts, weights = np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
+            routing = layer, hidden, np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
             with self._lock:
                 self._transfers.settle()  # whatever followed an arrival was decided without knowing this
-                self._speculation.prefetcher.observed(layer, hidden, experts, weights)
+                self._speculation.routing = routing
                 self._counters.prediction_seconds += time.perf_counter() - began
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
@@ -134,9 +134,8 @@ class ExpertCache:
                 self._plan_read_ahead(layer)
             self._schedule(lease)
             if self._phase is Phase.DECODE and self._speculation is not None:
-                began = time.perf_counter()
-                self._counters.bytes_prefetch_cancelled += self._speculation.cancel_wrong()
-                self._speculation.pump()
+                began = time.perf_counter()  # after what is demanded has set out: this takes time beside it
+                self._counters.bytes_prefetch_cancelled += self._speculation.correct()
                 self._counters.prediction_seconds += time.perf_counter() - began
         return lease
 

@@ -11,24 +11,27 @@ from engine.checkpoint.expert_key import ExpertKey
 
 
 class PredictedNextUse(EvictionPolicy):
-    """`value` float32 [layers, experts] is read anew at each eviction; its owner keeps it up to date."""
+    """`value` float32 [layers, experts] is read anew at each eviction; its owner keeps it up to date.
+
+    `absent` float32 [layers * experts]: infinity for experts without a slot, so that they are never chosen, else 0.
+    """
 
     def __init__(self, value: np.ndarray) -> None:
         self._value = value.reshape(-1)
         self._experts = value.shape[1]
-        self._absent = np.full(self._value.shape, np.inf, np.float32)  # infinity keeps absent experts from being chosen
+        self.absent = np.full(self._value.shape, np.inf, np.float32)
 
     def inserted(self, key: ExpertKey) -> None:
-        self._absent[self._place(key)] = 0
+        self.absent[self._place(key)] = 0
 
     def removed(self, key: ExpertKey) -> None:
-        self._absent[self._place(key)] = np.inf
+        self.absent[self._place(key)] = np.inf
 
     def used(self, key: ExpertKey) -> None:
         """The forecast hears of it elsewhere."""
 
     def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
-        values = self._value + self._absent
+        values = self._value + self.absent
         while values[place := int(values.argmin())] != np.inf:
             key = ExpertKey(*divmod(place, self._experts))
             if key not in blocked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from engine.cache.link import Priority, Transfer
 from engine.cache.residency import Residency
@@ -25,16 +26,28 @@ class Speculation:
         self.prefetcher = prefetcher
         self._residency, self._transfers, self._on_eviction = residency, transfers, on_eviction
         self._guesses: dict[ExpertKey, Transfer] = {}  # not arrived yet
+        self.routing: tuple[int, Any, Any, Any] | None = None  # known, not taken into account yet
+
+    def correct(self) -> int:
+        """Takes `routing` into account: wrong guesses are taken back, others follow. Returns the bytes spared."""
+        if self.routing is not None:
+            self.prefetcher.observed(*self.routing)
+            self.routing = None
+        spared = self._cancel_wrong()
+        self.pump()
+        return spared
 
     def pump(self) -> None:
         """Queues what is worth loading, up to `MOST_QUEUED` transfers; corrections do not count what they overtake."""
-        while (key := self.prefetcher.next(self._is_held)) is not None:
+        while (key := self.prefetcher.next()) is not None:
+            queued = len(self._guesses)
             origin = Priority.CORRECTION if self.prefetcher.is_correction(key) else Priority.PREFETCH
-            before = sum(transfer.priority <= origin for transfer in self._guesses.values())
-            if before >= MOST_QUEUED or not self._load(key, origin):
+            if queued >= MOST_QUEUED and origin is Priority.CORRECTION:
+                queued = sum(transfer.priority <= origin for transfer in self._guesses.values())
+            if queued >= MOST_QUEUED or not self._load(key, origin):
                 return
 
-    def cancel_wrong(self) -> int:
+    def _cancel_wrong(self) -> int:
         """Takes back guesses that have not begun to move and are not likely any more. Returns the bytes spared."""
         spared = 0
         for key, transfer in list(self._guesses.items()):
@@ -64,6 +77,3 @@ class Speculation:
         self._on_eviction()
         self._guesses[key] = self._transfers.start(key, slot, origin)
         return True
-
-    def _is_held(self, key: ExpertKey) -> bool:
-        return self._residency.slot(key) is not None

@@ -18,7 +18,7 @@ from engine.cache.transfer_queue import Chunk, OnMoved, OnTransfer, TransferQueu
 from engine.errors import InvalidSetting
 
 _SPECIFICATION = re.compile(r"emulated:(?P<rate>\d+(\.\d+)?)(?P<unit>[GM])Bps(\+(?P<latency>\d+(\.\d+)?)us)?")
-_SPIN_SECONDS = 2e-4  # a sleep may end so much too late
+_SPIN_SECONDS = 5e-3  # shorter waits do not sleep: what is computed next would run slower, as beside no real card
 
 
 @dataclass(frozen=True)

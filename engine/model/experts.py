@@ -56,7 +56,7 @@ class ExpertProvider(Protocol):
         """The real routing of all rows of this step, [rows, top_k] each, told once before `acquire`.
 
         `hidden` [rows, width] fp32 is the feed-forward's normalised input, which the router saw. All three are
-        valid during the call only: the decoding fast path uses their memory again.
+        valid until `acquire` for this layer returns: the decoding fast path uses their memory again.
         """
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:

@@ -15,16 +15,20 @@ def expect_by_numpy(now: np.ndarray, later: np.ndarray, phase: np.ndarray, value
     value *= phase[:, None]
 
 
-def list_likely_by_numpy(now: np.ndarray, upcoming: np.ndarray, reach: int, least: float, places: np.ndarray) -> int:
-    """Fills int64 `places` with layer * experts + expert of what is at least `least` likely; returns how many.
+def list_likely_by_numpy(
+    now: np.ndarray, upcoming: np.ndarray, absent: np.ndarray, urgency: np.ndarray, least: float, places: np.ndarray
+) -> int:
+    """Fills int64 `places` with layer * experts + expert of what is at least `least` likely and has no slot; returns
+    how many.
 
-    Last comes what is needed soonest: `now` by layer, before that the first `reach` layers of `upcoming`.
+    absent: float32 [layers * experts], 0 where there is a slot. Last comes what has the most probability times
+    urgency; float32 [2, layers], of layers in `now` and `upcoming`.
     """
-    soon = np.flatnonzero(now.reshape(-1) >= least)[::-1]
-    then = np.flatnonzero(upcoming[:reach].reshape(-1) >= least)[::-1]
-    places[: len(then)] = then
-    places[len(then) : len(then) + len(soon)] = soon
-    return len(then) + len(soon)
+    chances = np.stack([now, upcoming], axis=-1)
+    likely = np.flatnonzero((chances.reshape(-1) >= least) & np.repeat(absent != 0, 2))
+    scores = (chances * urgency.T[:, None]).reshape(-1)[likely]
+    places[: len(likely)] = likely[np.argsort(scores, kind="stable")] // 2
+    return len(likely)
 
 
 if kernels.available():

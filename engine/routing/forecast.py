@@ -15,6 +15,8 @@ from engine.routing.expectation import expect
 from engine.routing.live_recall import LiveRecall
 from engine.routing.predictors.interface import RoutingPredictor
 
+CORRECTED_EVERY = 2  # layers: asking the routers ahead in each one gained 0.3 % more speed for twice the time
+COUNTED_EVERY = 4  # tokens: for the panel a sample does
 FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
 
 
@@ -56,7 +58,7 @@ class Forecast:
         predictor: RoutingPredictor,
         correction: Correction | None = None,
         readout: Readout | None = None,
-        discount: float = 0.7,
+        discount: float = 0.5,
     ) -> None:
         self._predictor, self._correction, self._readout = predictor, correction, readout
         self._discount = np.float32(discount)
@@ -78,6 +80,7 @@ class Forecast:
         self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
         self.recall_before_step, self.recall_before_layer = LiveRecall(layers), LiveRecall(layers)
         self._routed = -1  # the last layer whose routing is known
+        self._steps = -1  # done; the first is counted
 
     def predict(self, token_id: int) -> None:
         """Asks the predictor; changes nothing that others read."""
@@ -91,19 +94,28 @@ class Forecast:
         self._routed = -1
         self._revalue()
 
-    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
-        """The real routing of `layer`, [top k] each, and what its router saw."""
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> bool:
+        """The real routing of `layer`, [top k] each, and what its router saw. True when more is known than that."""
         self._experts[layer] = experts
         self._weights[layer] = weights
         self._before_routing[layer] = self.now[layer]
-        if self._correction is not None and hidden is not None:
-            ahead = self._correction.ahead(layer, hidden, self._stage1)
-            self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
-        if self._readout is not None and hidden is not None and layer in self._readout:
-            self._expect_next(self._readout.at(layer, hidden, self._rows[1]))
         self.now[layer] = 0
         self._routed = layer
+        corrects = layer % CORRECTED_EVERY == 0
+        reads = self._readout is not None and layer in self._readout
+        if not (corrects or reads):
+            return False
+        if corrects and self._correction is not None and hidden is not None:
+            ahead = self._correction.ahead(layer, hidden, self._stage1)
+            self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
+        if reads and self._readout is not None and hidden is not None:
+            self._expect_next(self._readout.at(layer, hidden, self._rows[1]))
         self._revalue()
+        return True
+
+    def chance(self, key: tuple[int, int]) -> float:
+        """Probability that the present token will still use the expert, or that the next one will: the larger."""
+        return float(max(self.now[key], self.next[key]))
 
     def is_correction(self, key: tuple[int, int], least: float) -> bool:
         """True when the present token is likely to use the expert, `least` or more, and was not before its step."""
@@ -114,8 +126,10 @@ class Forecast:
         self._used[:] = 0
         np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
         self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
-        self.recall_before_step.count(self._stage1, self._experts)
-        self.recall_before_layer.count(self._before_routing, self._experts)
+        self._steps += 1
+        if self._steps % COUNTED_EVERY == 0:
+            self.recall_before_step.count(self._stage1, self._experts)
+            self.recall_before_layer.count(self._before_routing, self._experts)
         self._predictor.observed(self._experts, self._weights, self.hidden)
         self.hidden = None
 

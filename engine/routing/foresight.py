@@ -64,10 +64,10 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
     forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
     gate = CostGate()
-    plain = make_policy(ADAPTIVE, shape.layers)
+    eviction, plain = PredictedNextUse(forecast.value), make_policy(ADAPTIVE, shape.layers)
     return Foresight(
-        SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on),
-        Prefetcher(forecast, gate),
+        SwitchedEviction(eviction, plain, lambda: gate.on),
+        Prefetcher(forecast, eviction.absent, gate),
         PredictorFeed(predictor, forecast, experts_per_layer),
         _in_words(stored, reason) + problem,
         forecast,

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.model import kernels
 from engine.routing.logistic import logit, sigmoid
-from engine.routing.predictors.stored_matrix import Int8Rows, StoredMatrix, to_int8
+from engine.routing.predictors.stored_matrix import Int8Rows, to_int8
 
 PREFIX = "readout"
 MATRICES = ("inward", "outward")
@@ -45,7 +46,7 @@ class Tap:
 
 
 class NextTokenReadout:
-    """Taps by the layer they read, ready to be asked: two products of a matrix in int8 and a vector each time."""
+    """Taps by the layer they read, ready to be asked: in each two matrices in int8."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], layers: Sequence[int]) -> None:
         self._taps = {layer: _StoredTap(arrays, f"{PREFIX}.{layer}") for layer in layers}
@@ -59,22 +60,47 @@ class NextTokenReadout:
         hidden: [width] or [1, width], what the router of `layer`, a tap, saw; stage1: [layers, experts], what was
         thought of the next token before.
         """
-        return self._taps[layer](np.asarray(hidden).reshape(-1), stage1)
+        return self._taps[layer](np.asarray(hidden, np.float32).reshape(-1), np.asarray(stage1, np.float32))
 
 
 class _StoredTap:
     def __init__(self, arrays: Mapping[str, np.ndarray], name: str) -> None:
-        rows = {m: Int8Rows(arrays[f"{name}.{m}"], arrays[f"{name}.{m}_scales"]) for m in MATRICES}
-        self._inward, self._outward = (StoredMatrix(rows[m]) for m in MATRICES)
-        self._mean, self._scale, self._inward_bias, self._outward_bias, mix = (arrays[f"{name}.{v}"] for v in VECTORS)
-        self._before, self._read, self._offset = (np.float32(number) for number in mix)
+        self._inward, self._outward = (Int8Rows(arrays[f"{name}.{m}"], arrays[f"{name}.{m}_scales"]) for m in MATRICES)
+        self._mean, self._scale, self._inward_bias, self._outward_bias, self._mix = (
+            arrays[f"{name}.{v}"].astype(np.float32) for v in VECTORS
+        )
+        self._compiled = None
+        if kernels.available():
+            from engine.model.kernels.readout import read_out
+
+            self._compiled = read_out
+            self._inner, self._out = (np.empty_like(bias) for bias in (self._inward_bias, self._outward_bias))
+            self(np.zeros_like(self._mean), np.zeros_like(self._outward_bias))  # compiled before a token waits for it
+        else:
+            self._wide_inward, self._wide_outward = self._inward.widened(), self._outward.widened()
 
     def __call__(self, x: np.ndarray, stage1: np.ndarray) -> np.ndarray:
-        standard = (x.astype(np.float32) - self._mean) * self._scale
-        inner = np.maximum(self._inward.times(standard) + self._inward_bias, 0)
-        odds = self._read * (self._outward.times(inner) + self._outward_bias)
-        odds += self._before * logit(stage1).reshape(-1) + self._offset
-        return sigmoid(odds).reshape(stage1.shape)
+        """The array is overwritten by the next call."""
+        before = stage1.reshape(-1)
+        if self._compiled is None:
+            inner = np.maximum(self._wide_inward @ ((x - self._mean) * self._scale) + self._inward_bias, 0)
+            of_before, of_read, offset = self._mix
+            odds = of_before * logit(before) + of_read * (self._wide_outward @ inner + self._outward_bias) + offset
+            return sigmoid(odds).reshape(stage1.shape)
+        self._compiled(
+            x,
+            self._mean,
+            self._scale,
+            (self._inward.values, self._inward.scales),
+            self._inward_bias,
+            (self._outward.values, self._outward.scales),
+            self._outward_bias,
+            self._mix,
+            before,
+            self._inner,
+            self._out,
+        )
+        return self._out.reshape(stage1.shape)
 
 
 def readout_arrays(taps: Mapping[int, Tap]) -> dict[str, np.ndarray]:

@@ -28,7 +28,9 @@ chosen = st.lists(
 def make_cache(link: MemoryLink, slots: int, guesses: np.ndarray, **arguments) -> ExpertCache:
     forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(guesses))
     policy = PredictedNextUse(forecast.value)
-    return ExpertCache(link, policy, [EXPERTS] * LAYERS, slots, prefetcher=Prefetcher(forecast, **arguments))
+    return ExpertCache(
+        link, policy, [EXPERTS] * LAYERS, slots, prefetcher=Prefetcher(forecast, policy.absent, **arguments)
+    )
 
 
 def decode(cache: ExpertCache, token: list[list[int]]) -> None:
@@ -147,9 +149,9 @@ class SaysLater:
 def test_what_the_correction_adds_is_counted_as_correction():
     link = MemoryLink(readers=1)
     forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(np.zeros((1, LAYERS, EXPERTS))), SaysLater())
-    cache = ExpertCache(
-        link, PredictedNextUse(forecast.value), [EXPERTS] * LAYERS, LAYERS * EXPERTS, prefetcher=Prefetcher(forecast)
-    )
+    policy = PredictedNextUse(forecast.value)
+    prefetcher = Prefetcher(forecast, policy.absent)
+    cache = ExpertCache(link, policy, [EXPERTS] * LAYERS, LAYERS * EXPERTS, prefetcher=prefetcher)
     try:
         decode(cache, [[0, 1], [0, 1], [0, 7], [0, 1]])
         counted = cache.counters()

@@ -81,6 +81,18 @@ def test_the_clairvoyant_waits_less_for_few_more_bytes():
     assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
 
 
+def test_predicting_takes_its_time_and_only_where_it_is_done():
+    compute = ComputeTimes.of_token(8.0, LAYERS, TOP_K, predicting=2.0)
+    assert compute.token(LAYERS, TOP_K) == pytest.approx(8.0)
+    assert compute.predicting_token + LAYERS * compute.predicting_layer == pytest.approx(2.0)
+    traces = [make_trace(20)]
+    everything = SimulatedMachine(LAYERS, EXPERTS, EXPERT_BYTES, compute, EmulatedSpeed(EXPERT_BYTES / 0.5))
+    for name, seconds in (("lru", 8.0), ("clairvoyant", 10.0)):
+        simulator = Simulator(everything, LAYERS * EXPERTS, make_contender(name, traces, SHAPE))
+        simulator.run(traces)
+        assert simulator.run(traces).seconds == pytest.approx(20 * seconds)
+
+
 @settings(max_examples=25)
 @given(st.integers(2, LAYERS * EXPERTS), st.floats(0.05, 3.0), st.integers(0, 100))
 def test_no_schedule_beats_the_bounds(slots, transfer_seconds, seed):

@@ -30,10 +30,24 @@ def test_expected_values_are_numpys(seed):
     np.testing.assert_allclose(compiled, by_numpy, rtol=1e-6)
 
 
-@given(st.integers(0, 1000), st.integers(0, LAYERS), st.floats(0.05, 1.0))
-def test_likely_places_are_numpys(seed, reach, least):
+@given(st.integers(0, 1000), st.floats(0.05, 1.0))
+def test_likely_places_are_numpys(seed, least):
     now, upcoming = chances(seed), chances(seed + 1)
+    urgency, absent = np.ascontiguousarray(chances(seed + 2)[:, :2].T), chances(seed + 3).reshape(-1)
     by_numpy, compiled = (np.zeros(2 * LAYERS * EXPERTS, np.int64) for _ in range(2))
-    count = list_likely_by_numpy(now, upcoming, reach, np.float32(least), by_numpy)
-    assert list_likely(now, upcoming, reach, np.float32(least), compiled) == count
+    count = list_likely_by_numpy(now, upcoming, absent, urgency, np.float32(least), by_numpy)
+    assert list_likely(now, upcoming, absent, urgency, np.float32(least), compiled) == count
     assert compiled[:count].tolist() == by_numpy[:count].tolist()
+
+
+def test_likelier_and_sooner_comes_first():
+    now, upcoming = np.zeros((2, LAYERS, EXPERTS), np.float32)
+    now[0, 0], now[4, 1], now[4, 2], upcoming[0, 3] = 0.4, 0.9, 0.3, 0.8
+    urgency = np.exp(-np.arange(2 * LAYERS, dtype=np.float32) / LAYERS).reshape(2, LAYERS)
+    places = np.zeros(2 * LAYERS * EXPERTS, np.int64)
+    absent = np.ones(LAYERS * EXPERTS, np.float32)
+    count = list_likely(now, upcoming, absent, urgency, np.float32(0.35), places)
+    assert places[:count].tolist() == [3, 0, 4 * EXPERTS + 1]  # 0.8 / e, 0.4, 0.9 / e^0.8
+    absent[0] = 0
+    count = list_likely(now, upcoming, absent, urgency, np.float32(0.35), places)
+    assert places[:count].tolist() == [3, 4 * EXPERTS + 1]

@@ -43,7 +43,7 @@ def test_what_is_used_sooner_is_worth_more():
 def test_between_two_layers_of_this_token_the_nearer_is_worth_more():
     made = forecast(only((0, 0), (2, 0)))
     assert made.value[0, 0] == 1
-    assert 0.7 < made.value[2, 0] < 1
+    assert 0.5 < made.value[2, 0] < 1
 
 
 def test_the_next_tokens_first_layer_is_nearer_than_its_last_once_this_token_is_halfway():
@@ -64,7 +64,7 @@ def test_where_nothing_is_predicted_the_frequent_are_worth_more():
         made.end_step()
     made.predict(7)
     made.begin_step()
-    assert made.value[:, 2:].min() > made.value[:, :2].max()
+    assert (made.value[:, 2:].min(1) > made.value[:, :2].max(1)).all()
 
 
 def test_the_predictor_is_shown_what_was_used_and_nobody_is_not_an_expert():

@@ -1,6 +1,8 @@
-"""The prefetcher: the soonest needed first, nothing twice, nothing that is not worth its victim."""
+"""The prefetcher: the likeliest and soonest first, nothing twice, nothing that is not worth its victim."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,35 +15,46 @@ LAYERS, EXPERTS = 3, 4
 WEIGHTS = np.array([0.6, 0.4])
 
 
-def prefetcher(now: dict[tuple[int, int], float], then: dict[tuple[int, int], float] | None = None, **arguments):
+def prefetcher(
+    now: dict[tuple[int, int], float],
+    then: dict[tuple[int, int], float] | None = None,
+    held: Sequence[tuple[int, int]] = (),
+) -> Prefetcher:
     rows = np.zeros((2, LAYERS, EXPERTS))
     for row, places in zip(rows, (now, then or {}), strict=True):
         for place, probability in places.items():
             row[place] = probability
-    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), **arguments)
+    absent = np.ones((LAYERS, EXPERTS), np.float32)
+    for place in held:
+        absent[place] = 0
+    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), absent.reshape(-1))
     made.predict(7)
     made.begin_step()
     return made
 
 
-def named(made: Prefetcher, held: set[ExpertKey] | None = None) -> list[tuple[int, int]]:
+def named(made: Prefetcher) -> list[tuple[int, int]]:
     """Everything it names, one after the other."""
-    held = set(held or ())
     order = []
-    while (key := made.next(held.__contains__)) is not None:
+    while (key := made.next()) is not None:
         order.append(tuple(key))
-        held.add(key)
+        made.skip()
     return order
 
 
-def test_names_the_soonest_first_and_then_the_next_token():
-    made = prefetcher({(2, 1): 0.9, (0, 3): 0.5, (1, 0): 0.4, (1, 1): 0.2}, {(0, 0): 0.8})
+def test_of_equally_likely_ones_names_the_soonest_first_and_then_the_next_token():
+    made = prefetcher({(2, 1): 0.8, (0, 3): 0.8, (1, 0): 0.8, (1, 1): 0.2}, {(0, 0): 0.8})
     assert named(made) == [(0, 3), (1, 0), (2, 1), (0, 0)]
 
 
+def test_a_much_likelier_one_overtakes_a_sooner_one():
+    made = prefetcher({(2, 1): 0.9, (0, 3): 0.4, (1, 0): 0.8})
+    assert named(made) == [(1, 0), (2, 1), (0, 3)]
+
+
 def test_names_nothing_that_is_there():
-    made = prefetcher({(0, 3): 0.9, (1, 0): 0.9})
-    assert named(made, {ExpertKey(0, 3)}) == [(1, 0)]
+    made = prefetcher({(0, 3): 0.9, (1, 0): 0.9}, held=[(0, 3)])
+    assert named(made) == [(1, 0)]
 
 
 def test_a_routed_layer_is_not_named_any_more():
@@ -69,8 +82,9 @@ def test_what_cannot_be_read_is_named_again_in_the_next_step_only():
     assert named(made) == [(1, 0)]
 
 
-def test_reach_bounds_how_far_into_the_next_token_it_loads():
-    made = prefetcher({}, {(0, 0): 0.9, (2, 0): 0.9}, reach=2)
-    assert named(made) == [(0, 0)]
+def test_names_nothing_once_paused():
+    made = prefetcher({}, {(0, 0): 0.9, (2, 0): 0.9})
+    assert named(made) == [(0, 0), (2, 0)]
+    made.begin_step()
     made.pause()
     assert named(made) == []

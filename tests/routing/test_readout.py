@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.errors import Cancelled
+from engine.model import kernels
 from engine.routing.forecast import Forecast
 from engine.routing.predictors.baselines import NoPrediction, PreviousToken
 from engine.routing.readout import NextTokenReadout, Tap, readout_arrays, readout_of, tap_layers
@@ -49,7 +50,10 @@ def test_a_layer_that_knows_the_next_token_is_believed_and_one_that_does_not_is_
     assert max(errors) < 0.1
 
 
-def test_eight_bits_say_what_the_network_says():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_eight_bits_say_what_the_network_says(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(kernels, "available", lambda: False)
     random = np.random.default_rng(0)
     tap = Tap(
         *(random.normal(size=size).astype(np.float32) for size in ((16, WIDTH), (12, 16), WIDTH)),

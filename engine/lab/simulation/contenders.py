@@ -92,7 +92,8 @@ def make_contender(
     if name == "clairvoyant":
         oracle = Oracle(shape, traces, CLAIRVOYANT_TOKENS)
         forecast = Forecast(shape.layers, shape.experts, shape.top_k, oracle)
-        return Contender(PredictedNextUse(forecast.value), Prefetcher(forecast), oracle, forecast)
+        eviction = PredictedNextUse(forecast.value)
+        return Contender(eviction, Prefetcher(forecast, eviction.absent), oracle, forecast)
     if name not in (*PLAIN_POLICIES, ADAPTIVE):
         names = ", ".join((*PLAIN_POLICIES, ADAPTIVE, PREDICTIVE, *COMPARED, *BOUNDS))
         raise InvalidSetting(f"There is no policy called {name!r} to simulate.", f"Choose from {names}.")
@@ -108,6 +109,6 @@ def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contende
     recorded = None if readout is None else RecordedReadout(readout)
     forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, recorded)
     gate = CostGate()
-    plain = make_policy(ADAPTIVE, shape.layers)
-    eviction = SwitchedEviction(PredictedNextUse(forecast.value), plain, lambda: gate.on)
-    return Contender(eviction, Prefetcher(forecast, gate), predictor, forecast)
+    eviction, plain = PredictedNextUse(forecast.value), make_policy(ADAPTIVE, shape.layers)
+    switched = SwitchedEviction(eviction, plain, lambda: gate.on)
+    return Contender(switched, Prefetcher(forecast, eviction.absent, gate), predictor, forecast)

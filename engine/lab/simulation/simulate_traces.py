@@ -26,7 +26,8 @@ SECANT_STEPS = 6
 @dataclass(frozen=True)
 class SimulationSettings:
     """`shares` of all experts, "15%"; `links` as the engine names them, or "stall:50%": so fast that the best plain
-    cache of that budget waits for that share of the time. `warm_up`: conversations that only fill the cache.
+    cache of that budget waits for that share of the time. `prediction_seconds`: what predicting costs the computing
+    thread in a token. `warm_up`: conversations that only fill the cache.
     """
 
     shares: tuple[float, ...]
@@ -34,6 +35,7 @@ class SimulationSettings:
     policies: tuple[str, ...]
     token_seconds: float
     expert_bytes: int
+    prediction_seconds: float = 0.0
     warm_up: int = 1
 
 
@@ -80,7 +82,9 @@ class _Lab:
         stored: StoredPredictor | None,
     ) -> None:
         self._traces, self._shape, self._settings, self._stored = traces, shape, settings, stored
-        self._compute = ComputeTimes.of_token(settings.token_seconds, shape.layers, shape.top_k)
+        self._compute = ComputeTimes.of_token(
+            settings.token_seconds, shape.layers, shape.top_k, settings.prediction_seconds
+        )
 
     def run(self, policy: str, share: float, speed: EmulatedSpeed) -> SimulatedRun:
         layers, experts = self._shape.layers, self._shape.experts

@@ -18,21 +18,31 @@ def expect(now, later, phase, value):
 
 
 @kernel
-def list_likely(now, upcoming, reach, least, places):
-    """Fills int64 `places` with layer * experts + expert of what is at least `least` likely; returns how many.
+def list_likely(now, upcoming, absent, urgency, least, places):
+    """Fills int64 `places` with layer * experts + expert of what is at least `least` likely and has no slot; returns
+    how many.
 
-    Last comes what is needed soonest: `now` by layer, before that the first `reach` layers of `upcoming`.
+    absent: float32 [layers * experts], 0 where there is a slot. Last comes what has the most probability times
+    urgency; float32 [2, layers], of layers in `now` and `upcoming`.
     """
     layers, experts = now.shape
+    scores = np.empty(2 * layers * experts, np.float32)
+    unsorted = np.empty(2 * layers * experts, np.int64)
     found = 0
-    for layer in range(reach - 1, -1, -1):
-        for expert in range(experts - 1, -1, -1):
-            if upcoming[layer, expert] >= least:
-                places[found] = layer * experts + expert
-                found += 1
-    for layer in range(layers - 1, -1, -1):
-        for expert in range(experts - 1, -1, -1):
+    for layer in range(layers):
+        for expert in range(experts):
+            place = layer * experts + expert
+            if absent[place] == 0:
+                continue
             if now[layer, expert] >= least:
-                places[found] = layer * experts + expert
+                scores[found] = now[layer, expert] * urgency[0, layer]
+                unsorted[found] = place
                 found += 1
+            if upcoming[layer, expert] >= least:
+                scores[found] = upcoming[layer, expert] * urgency[1, layer]
+                unsorted[found] = place
+                found += 1
+    order = np.argsort(scores[:found], kind="mergesort")
+    for i in range(found):
+        places[i] = unsorted[order[i]]
     return found
