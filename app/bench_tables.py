@@ -57,6 +57,31 @@ def show_peers(report: Report) -> None:
     _show_rest(console, report)
 
 
+def show_prediction(report: Report) -> None:
+    """Simulated speed over the best plain cache by budget and link, then the cells that were measured for real."""
+    console = Console()
+    links = list(dict.fromkeys(run["link"] for run in report["runs"]))
+    grid = Table("budget", *links, title="simulated: prediction over the best plain cache")
+    for budget in dict.fromkeys(run["budget"] for run in report["runs"]):
+        grid.add_row(budget, *(f"{report['ratios'][f'simulated_{budget}_{link}']:.2f} x" for link in links))
+    console.print(grid)
+    real = Table("cell", "plain", "tokens/s", "speed", "pairs", "bytes", "stall", "predicting", "simulated/real")
+    for cell in report["cells"]:
+        ours = cell["real"]["predictive"]
+        real.add_row(
+            cell["cell"],
+            cell["plain_policy"],
+            f"{ours['tokens_per_second']:.1f}",
+            f"{cell['speed_ratio']:.2f} x ({cell['speed_ratio_least']:.2f}-{cell['speed_ratio_most']:.2f})",
+            str(cell["pairs"]),
+            f"{cell['bytes_ratio']:.2f} x",
+            f"{ours['stall_share']:.0%}",
+            f"{ours['prediction_share']:.1%}",
+            " / ".join(f"{name} {ratio:.2f}" for name, ratio in cell["simulated_over_real"].items()),
+        )
+    console.print(real)
+
+
 def show_predictors(report: Report) -> None:
     """A line for each predictor and token it speaks of; then what routers know during a step, by distance."""
     console = Console()

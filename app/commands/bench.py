@@ -132,6 +132,32 @@ def bench_peers(
     present(work, show_peers, as_json)
 
 
+@bench.command("prediction")
+@command
+def bench_prediction(
+    model: Model = "demo",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 49,
+    prompts: PromptsFile = None,
+    take: Annotated[int | None, typer.Option(min=2, help="Use only the first so many prompts.")] = None,
+    no_real: Annotated[bool, typer.Option("--no-real", help="Simulate only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prediction beside the best plain cache: budgets by links on a virtual clock, and five of these for real."""
+    from app.bench_tables import show_prediction
+    from engine.lab.prompts import read_prompts
+
+    chats = tuple(read_prompts(prompts, take))
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_prediction import CELLS, PredictionSettings, run_bench_prediction
+
+        cells = () if no_real else CELLS
+        settings = PredictionSettings(model=model, tokens=tokens, prompts=chats, cells=cells)
+        return run_bench_prediction(settings, on_progress)
+
+    present(work, show_prediction, as_json)
+
+
 @bench.command("predictor")
 @command
 def bench_predictor(

@@ -54,7 +54,7 @@ class Foresight:
 def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[int]) -> Foresight:
     """With the predictor trained for this model where there is one; else with its routers alone, if they are known."""
     shape = traced.shape
-    stored, problem = _read_first(predictor_files(traced.fingerprint), traced.fingerprint)
+    stored, problem = find_predictor(traced.fingerprint)
     predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
     blend = None if stored is None else blend_of(stored.arrays)
     reason = RouterLookahead.supports(model)
@@ -80,9 +80,9 @@ def predictor_files(fingerprint: str) -> list[Path]:
     return [folder / f"{fingerprint}.safetensors" for folder in (data_dir() / "predictors", SHIPPED_DIR)]
 
 
-def _read_first(files: Sequence[Path], fingerprint: str) -> tuple[StoredPredictor | None, str]:
-    """The first predictor that is there, and why there is none if it cannot be used."""
-    for file in files:
+def find_predictor(fingerprint: str) -> tuple[StoredPredictor | None, str]:
+    """The first predictor that is there for the model, and why there is none if it cannot be used."""
+    for file in predictor_files(fingerprint):
         if file.exists():
             try:
                 return read_predictor(file, fingerprint), ""

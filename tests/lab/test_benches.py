@@ -11,6 +11,7 @@ from engine.errors import InvalidSetting
 from engine.hardware.memory_cgroup import find_memory_group
 from engine.lab.bench_decode import DecodeSettings, run_bench_decode
 from engine.lab.bench_peers import PeersSettings, run_bench_peers
+from engine.lab.bench_prediction import PredictionSettings, run_bench_prediction
 from engine.lab.contender_process import ContenderFailed
 from engine.lab.prompts import DEFAULT_PROMPTS
 from tests.tiny_chat_model import tiny_chat_checkpoint
@@ -135,3 +136,34 @@ def test_peers_without_control_groups_say_so_and_drop_pages(monkeypatch):
 def test_peers_with_nothing_that_runs_is_an_error():
     with pytest.raises(ContenderFailed, match="is not possible"):
         run_bench_peers(PeersSettings(model=str(tiny_chat_checkpoint()), prefill_tokens=10**6, with_disk=False), silent)
+
+
+def test_prediction_is_simulated_and_measured_on_the_same_answers():
+    settings = PredictionSettings(
+        model=str(tiny_chat_checkpoint()),
+        shares=(0.5,),
+        stalls=(0.5, 0.25),
+        cells=((0.5, 0.5),),
+        tokens=6,
+        prompts=DEFAULT_PROMPTS[:3],
+    )
+    report = run_bench_prediction(settings, silent)
+    json.dumps(report)
+    assert report["identical_ids"]
+    assert len(report["runs"]) == 2 * 4
+    for link, stall in (("stall:50%", 0.5), ("stall:25%", 0.25)):
+        plain = [run for run in report["runs"] if run["link"] == link and run["policy"] != "predictive"]
+        assert min(run["stall_share"] for run in plain) == pytest.approx(stall, abs=0.01)
+    (cell,) = report["cells"]
+    assert cell["pairs"] == 2
+    assert cell["speed_ratio_least"] <= cell["speed_ratio"] <= cell["speed_ratio_most"]
+    for policy, real in cell["real"].items():
+        assert 0 <= real["stall_share"] < 1
+        # the same routing through the same cache; only what a chat keeps of the one before is not simulated
+        if policy != "predictive":
+            assert cell["simulated"][policy]["hit_rate"] == pytest.approx(real["hit_rate"], abs=0.15)
+
+
+def test_prediction_needs_two_prompts():
+    with pytest.raises(InvalidSetting, match="One prompt is too few"):
+        run_bench_prediction(PredictionSettings(prompts=DEFAULT_PROMPTS[:1]), silent)
