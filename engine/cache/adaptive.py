@@ -66,18 +66,22 @@ class AdaptiveEviction(EvictionPolicy):
 
 
 class _Ghost:
-    """A cache of keys under one policy. `hits`: so many, those of `HALF_LIFE_STEPS` ago counted half."""
+    """A cache of keys under one policy. `hits`: the share of each step's uses, those of `HALF_LIFE_STEPS` ago counted
+    half. A prompt counts no more than a token, however many experts it uses.
+    """
 
     def __init__(self, policy: EvictionPolicy) -> None:
         self.hits = 0.0
+        self._used = self._hit = 0  # in this step
         self._policy = policy
         self._held: set[ExpertKey] = set()
         self._slots = 1
 
     def use(self, key: ExpertKey) -> None:
         self._policy.used(key)
+        self._used += 1
         if key in self._held:
-            self.hits += 1
+            self._hit += 1
             return
         self._make_room(self._slots - 1, key)
         self._held.add(key)
@@ -85,7 +89,8 @@ class _Ghost:
 
     def step_ended(self) -> None:
         self._policy.step_ended()
-        self.hits *= 0.5 ** (1 / HALF_LIFE_STEPS)
+        self.hits = self.hits * 0.5 ** (1 / HALF_LIFE_STEPS) + self._hit / max(self._used, 1)
+        self._used = self._hit = 0
 
     def resize(self, slots: int) -> None:
         self._slots = slots
