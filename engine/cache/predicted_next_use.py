@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.cache.policies import EvictionPolicy
 from engine.checkpoint.expert_key import ExpertKey
+from engine.routing.expectation import least_valued
 
 
 class PredictedNextUse(EvictionPolicy):
@@ -31,12 +32,14 @@ class PredictedNextUse(EvictionPolicy):
         """The forecast hears of it elsewhere."""
 
     def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
-        values = self._value + self.absent
-        while values[place := int(values.argmin())] != np.inf:
+        absent = self.absent
+        while (place := least_valued(self._value, absent)) >= 0:
             key = ExpertKey(*divmod(place, self._experts))
             if key not in blocked:
                 return key
-            values[place] = np.inf
+            if absent is self.absent:
+                absent = absent.copy()
+            absent[place] = np.inf
         return None
 
     def _place(self, key: ExpertKey) -> int:

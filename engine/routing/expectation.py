@@ -31,7 +31,14 @@ def list_likely_by_numpy(
     return len(likely)
 
 
+def least_valued_by_numpy(value: np.ndarray, absent: np.ndarray) -> int:
+    """Where the smallest value is whose `absent` is 0, -1 where there is none; both float32 [places]."""
+    there = np.where(absent == 0, value, np.inf)
+    place = int(there.argmin())
+    return place if there[place] != np.inf else -1
+
+
 if kernels.available():
-    from engine.model.kernels.expectation import expect, list_likely
+    from engine.model.kernels.expectation import expect, least_valued, list_likely
 else:
-    expect, list_likely = expect_by_numpy, list_likely_by_numpy
+    expect, least_valued, list_likely = expect_by_numpy, least_valued_by_numpy, list_likely_by_numpy

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model import kernels
-from engine.routing.expectation import expect, expect_by_numpy, list_likely, list_likely_by_numpy
+from engine.routing.expectation import (
+    expect,
+    expect_by_numpy,
+    least_valued,
+    least_valued_by_numpy,
+    list_likely,
+    list_likely_by_numpy,
+)
 
 LAYERS, EXPERTS = 5, 7
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
@@ -38,6 +45,16 @@ def test_likely_places_are_numpys(seed, least):
     count = list_likely_by_numpy(now, upcoming, absent, urgency, np.float32(least), by_numpy)
     assert list_likely(now, upcoming, absent, urgency, np.float32(least), compiled) == count
     assert compiled[:count].tolist() == by_numpy[:count].tolist()
+
+
+@given(st.integers(0, 1000), st.integers(0, LAYERS * EXPERTS))
+def test_the_least_valued_is_numpys(seed, held):
+    value, absent = chances(seed).reshape(-1), np.full(LAYERS * EXPERTS, np.inf, np.float32)
+    absent[np.random.default_rng(seed).permutation(len(absent))[:held]] = 0
+    found = least_valued(value, absent)
+    assert found == least_valued_by_numpy(value, absent)
+    assert (found >= 0) == (held > 0)
+    assert found < 0 or absent[found] == 0
 
 
 def test_likelier_and_sooner_comes_first():

@@ -46,3 +46,13 @@ def list_likely(now, upcoming, absent, urgency, least, places):
     for i in range(found):
         places[i] = unsorted[order[i]]
     return found
+
+
+@kernel
+def least_valued(value, absent):
+    """Where the smallest value is whose `absent` is 0, -1 where there is none; both float32 [places]."""
+    found, least = -1, np.float32(np.inf)
+    for place in range(value.shape[0]):
+        if absent[place] == 0 and value[place] < least:
+            found, least = place, value[place]
+    return found
