@@ -69,6 +69,7 @@ class ExpertCache:
             if prefetcher is None
             else Speculation(self._residency, self._transfers, prefetcher, self._book_evictions)
         )
+        self._can_foresee = False  # in the step in progress
         self._step_began = 0.0, 0.0
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
         self._failed: dict[ExpertKey, Exception] = {}
@@ -84,11 +85,21 @@ class ExpertCache:
         with self._lock:
             self._add_slots(slots)
 
+    @property
+    def foresees(self) -> bool:
+        """Whether the next step will be predicted: not where every expert is there, nor while it does not pay."""
+        return self._misses_something and self._speculation is not None and self._speculation.prefetcher.on
+
+    @property
+    def _misses_something(self) -> bool:
+        return len(self._residency) < sum(self._experts_per_layer)
+
     # -- what the computation calls -------------------------------------------------------------------------------
 
     def begin_step(self, token_id: int) -> None:
         """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
-        if self._speculation is not None:
+        self._can_foresee = self._misses_something
+        if self._can_foresee and self._speculation is not None:
             began, asked = self._transfers.now(), time.perf_counter()
             self._speculation.prefetcher.predict(token_id)
             with self._lock:
@@ -108,7 +119,7 @@ class ExpertCache:
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
-        elif self._speculation is not None:
+        elif self._can_foresee and self._speculation is not None:
             began = time.perf_counter()
             routing = layer, hidden, np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
             with self._lock:
@@ -133,7 +144,7 @@ class ExpertCache:
                 self._stream.skipped(layer, set(keys))
                 self._plan_read_ahead(layer)
             self._schedule(lease)
-            if self._phase is Phase.DECODE and self._speculation is not None:
+            if self._phase is Phase.DECODE and self._can_foresee and self._speculation is not None:
                 began = time.perf_counter()  # after what is demanded has set out: this takes time beside it
                 self._counters.bytes_prefetch_cancelled += self._speculation.correct()
                 self._counters.prediction_seconds += time.perf_counter() - began
@@ -160,7 +171,7 @@ class ExpertCache:
         """One token is done: policies that know time take note."""
         with self._lock:
             self._residency.policy.step_ended()
-            if self._speculation is not None:
+            if self._can_foresee and self._speculation is not None:
                 began, waited = self._step_began
                 waited = self._counters.stall_seconds[Phase.DECODE] - waited
                 ended = time.perf_counter()

@@ -91,9 +91,8 @@ class Simulator:
     def _step(self, trace: RoutingTrace, row: int) -> None:
         compute, cache, forecast = self._machine.compute, self._cache, self._contender.forecast
         taps = tap_layers(trace.layers)
-        predicts = self._contender.prefetcher is not None and self._contender.prefetcher.on
-        if predicts:
-            self._transfers.advance(compute.predicting_token)
+        predicts = cache.foresees
+        self._transfers.advance(predicts * compute.predicting_token)
         cache.begin_step(int(trace.token_ids[row]))
         for layer, chosen in enumerate(trace.experts[row]):
             self._transfers.advance(compute.before_routing + predicts * compute.predicting_layer)
