@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.model.kernels.declare import kernel, parallel_kernel, prange
+from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
+
+
+@inlined
+def int8_dot(row, x):
+    """row @ x; row int8, x float32."""
+    total = np.float32(0)
+    for i in range(x.shape[0]):
+        total += np.float32(row[i]) * x[i]
+    return total
 
 
 @parallel_kernel
 def int8_matvec(stored, scales, x, out):
     """out[o] = scales[o] * (stored[o] @ x); stored int8 [outputs, inputs], the others float32."""
     for o in prange(stored.shape[0]):
-        row, total = stored[o], np.float32(0)
-        for i in range(x.shape[0]):
-            total += np.float32(row[i]) * x[i]
-        out[o] = total * scales[o]
+        out[o] = int8_dot(stored[o], x) * scales[o]
 
 
 @kernel

@@ -3,13 +3,9 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
-import numpy as np
-
-from engine.model.kernels.declare import inlined, kernel
-from engine.model.kernels.exponential import exp
+from engine.model.kernels.declare import kernel
+from engine.model.kernels.log_odds import logit, sigmoid
 from engine.model.kernels.routing import softmax_of_logits
-
-_SMALLEST = np.float32(1e-6)  # as in the fitted blend: probabilities are kept so far from 0 and 1
 
 
 @kernel
@@ -25,11 +21,5 @@ def look_ahead(x, inverse_norm, routers, coefficients, stage1, plain, ahead, out
         softmax_of_logits(routers[d], plain, ahead)
         a, b, c = coefficients[d, 0], coefficients[d, 1], coefficients[d, 2]
         for e in range(ahead.shape[0]):
-            odds = a * _logit(stage1[d, e]) + b * _logit(ahead[e]) + c
-            out[d, e] = np.float32(1) / (np.float32(1) + exp(-odds))
-
-
-@inlined
-def _logit(probability):
-    kept = min(max(probability, _SMALLEST), np.float32(1) - _SMALLEST)
-    return np.float32(np.log(kept / (np.float32(1) - kept)))
+            odds = a * logit(stage1[d, e]) + b * logit(ahead[e]) + c
+            out[d, e] = sigmoid(odds)

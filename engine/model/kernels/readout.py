@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.model.kernels.declare import inlined, kernel
-from engine.model.kernels.exponential import exp
-
-_SMALLEST = np.float32(1e-6)  # probabilities are kept so far from 0 and 1
+from engine.model.kernels.declare import kernel
+from engine.model.kernels.int8_product import int8_dot
+from engine.model.kernels.log_odds import logit, sigmoid
 
 
 @kernel
@@ -21,18 +20,8 @@ def read_out(x, mean, scale, inward, inward_bias, outward, outward_bias, mix, be
     standard = (x - mean) * scale
     values, scales = inward
     for unit in range(values.shape[0]):
-        inner[unit] = max(_dot(values[unit], standard) * scales[unit] + inward_bias[unit], np.float32(0))
+        inner[unit] = max(int8_dot(values[unit], standard) * scales[unit] + inward_bias[unit], np.float32(0))
     values, scales = outward
     for o in range(values.shape[0]):
-        said = _dot(values[o], inner) * scales[o] + outward_bias[o]
-        kept = min(max(before[o], _SMALLEST), np.float32(1) - _SMALLEST)
-        odds = mix[0] * np.float32(np.log(kept / (np.float32(1) - kept))) + mix[1] * said + mix[2]
-        out[o] = np.float32(1) / (np.float32(1) + exp(-odds))
-
-
-@inlined
-def _dot(row, x):
-    total = np.float32(0)
-    for i in range(x.shape[0]):
-        total += np.float32(row[i]) * x[i]
-    return total
+        said = int8_dot(values[o], inner) * scales[o] + outward_bias[o]
+        out[o] = sigmoid(mix[0] * logit(before[o]) + mix[1] * said + mix[2])
