@@ -1,4 +1,4 @@
-"""The predictive policy, put together for a loaded model: forecast, eviction, prefetching, and what keeps them told."""
+"""The predictive policy for a loaded model: its predictor, its routers, and what keeps them told."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.cache.policies import EvictionPolicy
-from engine.cache.policy_choice import ADAPTIVE, make_policy
-from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
 from engine.errors import PredictorUnusable
 from engine.paths import data_dir
 from engine.routing.blend import blend_of, routers_alone
@@ -17,6 +15,7 @@ from engine.routing.correction import RouterCorrection
 from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Forecast
 from engine.routing.lookahead import RouterLookahead
+from engine.routing.predictive_policy import predictive_policy
 from engine.routing.predictor_feed import PredictorFeed
 from engine.routing.predictors.baselines import NoPrediction
 from engine.routing.predictors.registry import predictor_of
@@ -62,16 +61,10 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     if reason is None:
         correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
-    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
-    gate = CostGate()
-    eviction, plain = PredictedNextUse(forecast.value), make_policy(ADAPTIVE, shape.layers)
+    made = predictive_policy(shape, predictor, correction, readout)
+    feed = PredictorFeed(predictor, made.forecast, experts_per_layer)
     return Foresight(
-        SwitchedEviction(eviction, plain, lambda: gate.on),
-        Prefetcher(forecast, eviction.absent, gate),
-        PredictorFeed(predictor, forecast, experts_per_layer),
-        _in_words(stored, reason) + problem,
-        forecast,
-        gate,
+        made.eviction, made.prefetcher, feed, _in_words(stored, reason) + problem, made.forecast, made.gate
     )
 
 

@@ -18,7 +18,7 @@ class Prefetcher:
 
     Where the link is the bottleneck, what counts is that no byte is moved in vain; where it is not, that bytes are
     there in time. So a guess counts its probability, less by a factor of e for each token until its use: in
-    simulations this was faster than the order of use at every speed of the link.
+    simulations this was faster than the order of use at both speeds of a link that were tried.
 
     `absent` float32 [layers * experts] is 0 where an expert has a slot; its owner keeps it up to date. `least` is the
     probability of use from which a guess is worth its bytes, `margin` by how much its value must exceed the victim's.

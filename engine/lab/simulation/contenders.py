@@ -10,12 +10,12 @@ import numpy as np
 from engine.cache.least_stale import LeastStale
 from engine.cache.policies import Belady, EvictionPolicy
 from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, PREDICTIVE, make_policy
-from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
+from engine.cache.predicted_next_use import PredictedNextUse
 from engine.errors import InvalidSetting
 from engine.lab.simulation.acquisitions import acquisitions
 from engine.routing.blend import Blend, blend_of, routers_alone
-from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Forecast
+from engine.routing.predictive_policy import predictive_policy
 from engine.routing.predictors.baselines import NoPrediction, Oracle
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.registry import predictor_of
@@ -101,14 +101,11 @@ def make_contender(
 
 
 def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contender:
-    """Put together as in engine.routing.foresight, but for where stage 2 and the readout come from."""
+    """The engine's own, with stage 2 and the readout from what was recorded."""
     predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
     blend = None if stored is None else blend_of(stored.arrays)
     correction = RecordedCorrection(blend or routers_alone(shape.layers, shape.top_k))
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
     recorded = None if readout is None else RecordedReadout(readout)
-    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, recorded)
-    gate = CostGate()
-    eviction, plain = PredictedNextUse(forecast.value), make_policy(ADAPTIVE, shape.layers)
-    switched = SwitchedEviction(eviction, plain, lambda: gate.on)
-    return Contender(switched, Prefetcher(forecast, eviction.absent, gate), predictor, forecast)
+    made = predictive_policy(shape, predictor, correction, recorded)
+    return Contender(made.eviction, made.prefetcher, made.predictor, made.forecast)
