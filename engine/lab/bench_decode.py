@@ -21,7 +21,7 @@ from engine.lab.decode_measure import DecodeMeasurement, measure_decoding
 from engine.lab.page_cache import weight_files
 from engine.lab.peer_prompts import PeerPrompts
 from engine.lab.prompts import DEFAULT_PROMPTS, WARM_UP_CHAT, Messages
-from engine.lab.report import make_report, median_run, ratio
+from engine.lab.report import fastest_plain, make_report, median_run, ratio
 
 if TYPE_CHECKING:
     from engine import Engine
@@ -227,11 +227,9 @@ def _predictive_over_best_plain(runs: list[dict[str, Any]]) -> dict[str, float]:
     """
     ratios: dict[str, float] = {}
     for run in runs:
-        case = run["link"], run["budget"]
-        plain = [r for r in runs if r["policy"] in PLAIN_POLICIES and (r["link"], r["budget"]) == case]
-        if run["policy"] != PREDICTIVE or not plain:
+        best = fastest_plain(runs, run["budget"], run["link"])
+        if run["policy"] != PREDICTIVE or best is None:
             continue
-        best = max(plain, key=lambda r: r["tokens_per_second"])
         name = f"{run['link']}_{run['budget']}"
         pairs = zip(run["tokens_per_second_all"], best["tokens_per_second_all"], strict=True)
         quotients = sorted(ours / theirs for ours, theirs in pairs)

@@ -21,7 +21,7 @@ from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 from engine.lab.decode_measure import DecodeMeasurement, measure_decoding
 from engine.lab.prompts import DEFAULT_PROMPTS, Messages
-from engine.lab.report import make_report
+from engine.lab.report import fastest_plain, make_report
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.simulate_traces import simulate_grid
 from engine.lab.simulation.simulation_lab import STALL_PREFIX, SimulationLab
@@ -91,10 +91,9 @@ class _Bench:
         machine now as the grid's; and what simulation says of the same with the computing time that was measured.
         """
         link, budget = f"{STALL_PREFIX}{stall:.0%}", f"{share:.0%}"
-        plain = [run for run in runs if (run["budget"], run["link"]) == (budget, link) and run["policy"] != PREDICTIVE]
-        if not plain:
+        best = fastest_plain(runs, budget, link)
+        if best is None:
             raise InvalidSetting(f"The cell {budget} over {link} is not in the grid.", "Name one that is.")
-        best = max(plain, key=lambda run: run["tokens_per_second"])
         token_seconds = self._resident_token_seconds()
         speed = EmulatedSpeed.parse(f"emulated:{best['link_bytes_per_second'] / token_seconds / 1e9:.3f}GBps")
         measured = self._pairs(budget, best["policy"], f"emulated:{speed.bytes_per_second / 1e9:.3f}GBps")
@@ -195,11 +194,9 @@ def _grid_ratios(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed and bytes of prediction over those of the fastest plain cache, in each cell of the grid."""
     ratios = {}
     for ours in runs:
-        cell = (ours["budget"], ours["link"])
-        if ours["policy"] == PREDICTIVE:
-            plain = [run for run in runs if (run["budget"], run["link"]) == cell and run["policy"] != PREDICTIVE]
-            best = max(plain, key=lambda run: run["tokens_per_second"])
-            name = "_".join(cell)
+        best = fastest_plain(runs, ours["budget"], ours["link"])
+        if ours["policy"] == PREDICTIVE and best is not None:
+            name = f"{ours['budget']}_{ours['link']}"
             ratios[f"simulated_{name}"] = ours["tokens_per_second"] / best["tokens_per_second"]
             ratios[f"simulated_bytes_{name}"] = ours["bytes_per_token"] / best["bytes_per_token"]
     return ratios

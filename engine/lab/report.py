@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from engine.cache.policy_choice import PLAIN_POLICIES
 from engine.hardware.machine import survey_machine
 
 
@@ -31,6 +32,12 @@ def median_run(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged = {name: _merge(name, [run.get(name) for run in repeats]) for name in repeats[0]}
     speeds = [run["tokens_per_second"] for run in repeats if "tokens_per_second" in run]
     return {**merged, "repeats": len(repeats), "tokens_per_second_all": speeds}
+
+
+def fastest_plain(runs: Iterable[Mapping[str, Any]], budget: str, link: str) -> Mapping[str, Any] | None:
+    """Of the runs with a plain policy at that budget and link, the one with most tokens per second."""
+    plain = [run for run in runs if run["policy"] in PLAIN_POLICIES and (run["budget"], run["link"]) == (budget, link)]
+    return max(plain, key=lambda run: run["tokens_per_second"], default=None)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
