@@ -120,9 +120,12 @@ class ChatEvents:
         self._program.answers.stop()
 
     def refresh(self, stamp: str, request: gr.Request) -> Updates:
-        """The chat column anew, unless this page shows the chat as it is."""
+        """The chat column anew, unless this page shows the chat as it is.
+
+        What was sent last need not have arrived last: the page's own `stamp` has to agree.
+        """
         chat_id, tab = chat_of(stamp), self._tabs[request.session_hash]
-        if not tab.shows(chat_id) or tab.shown_stamp == self._program.answers.stamp(chat_id):
+        if not tab.shows(chat_id) or tab.shown_stamp == stamp == self._program.answers.stamp(chat_id):
             return self._nothing()
         return self._view(chat_id, request)
 
