@@ -46,7 +46,7 @@ def diagnose(settings: Settings, on_progress: Progress) -> Diagnosis:
     """Looks at everything; builds, loads and changes nothing. Takes a few seconds, most of them for imports."""
     on_progress("Looking at the machine", 0, 0)
     found = Diagnosis(survey_machine())
-    found.decisions.append(found.machine.gpu_explanation)
+    found.decisions.append(found.machine.survey.explanation)
     on_progress("Importing libraries", 0, 0)
     _examine_computation(found)
     on_progress("Reading the model's headers", 0, 0)

@@ -55,6 +55,10 @@ class InvalidSetting(EngineError):
     """An argument (budget, link, policy, sampling) that cannot be understood."""
 
 
+class DeviceNotAvailable(EngineError):
+    """The device that was asked for is not there, or the installed PyTorch cannot compute on it."""
+
+
 class TransferFailed(EngineError):
     """A far-to-near copy failed; the slot it was meant for has been given back."""
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from engine.hardware.gpu import Gpu
+from engine.hardware.nvml import answer, failure_in_words, nvml_session, read_gpu
+
+__all__ = ["Gpu", "GpuSurvey", "survey_gpus", "under_wsl"]
 
 NO_GPU = "the model is computed on the processor and its experts are cached in RAM"
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One card. Sizes in bytes; what the driver does not tell is None."""
-
-    index: int
-    name: str
-    vram_total_bytes: int | None
-    vram_free_bytes: int | None
-    pcie_generation: int | None
-    pcie_lanes: int | None
-
-
-@dataclass(frozen=True)
 class GpuSurvey:
-    """All cards found, the driver's version, and one sentence that explains what was found or why nothing was."""
+    """All cards found, the driver's version, and one sentence that explains what was found or why nothing was.
+
+    `cuda_driver` is the newest CUDA (major, minor) that the driver runs. `notes` are sentences about single cards:
+    split ones, ones that do not answer, ones in a poor slot.
+    """
 
     gpus: tuple[Gpu, ...]
     driver: str | None
     explanation: str
+    cuda_driver: tuple[int, int] | None = None
+    wsl: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def survey_gpus(binding: Any = None) -> GpuSurvey:
@@ -38,59 +38,71 @@ def survey_gpus(binding: Any = None) -> GpuSurvey:
     """
     nvml = binding or import_module("pynvml")
     try:
-        nvml.nvmlInit()
+        with nvml_session(nvml):
+            return _ask(nvml)
     except nvml.NVMLError as problem:
-        return GpuSurvey((), None, _why_not(nvml, problem))
-    try:
-        return _ask(nvml)
-    except nvml.NVMLError as problem:
-        return GpuSurvey((), None, _why_not(nvml, problem))
-    finally:
-        nvml.nvmlShutdown()
+        reason = failure_in_words(nvml, problem)
+        return GpuSurvey((), None, f"{reason}: {NO_GPU}.", wsl=under_wsl())
+
+
+def under_wsl(release: str | None = None) -> bool:
+    """Whether this is Linux inside Windows, whose driver counts memory for all of Windows."""
+    return "microsoft" in (release or platform.release()).lower()
 
 
 def _ask(nvml: Any) -> GpuSurvey:
-    driver = _or_none(nvml, nvml.nvmlSystemGetDriverVersion)
-    gpus = tuple(_read_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-    if not gpus:
-        return GpuSurvey((), driver, f"The NVIDIA driver is there but reports no card: {NO_GPU}.")
-    names = ", ".join(gpu.name for gpu in gpus)
-    return GpuSurvey(gpus, driver, f"Found {names} (driver {driver or 'of unknown version'}).")
-
-
-def _read_gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = _or_none(nvml, nvml.nvmlDeviceGetName, handle) or f"card {index}"
-    memory = _or_none(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    return Gpu(
-        index=index,
-        name=name.decode() if isinstance(name, bytes) else name,  # older bindings return bytes
-        vram_total_bytes=memory and int(memory.total),
-        vram_free_bytes=memory and int(memory.free),
-        pcie_generation=_or_none(nvml, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-        pcie_lanes=_or_none(nvml, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+    driver = answer(nvml, "nvmlSystemGetDriverVersion")
+    version = answer(nvml, "nvmlSystemGetCudaDriverVersion_v2")
+    gpus, notes = _read_all(nvml)
+    return GpuSurvey(
+        gpus=gpus,
+        driver=driver,
+        explanation=_explain(gpus, driver, notes),
+        cuda_driver=version and (version // 1000, version % 1000 // 10),
+        wsl=under_wsl(),
+        notes=(*notes, *(note for gpu in gpus for note in _notes_on(gpu)), *_note_on_system(gpus)),
     )
 
 
-def _or_none(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer, or None where this driver or card does not know it."""
-    try:
-        return question(*arguments)
-    except nvml.NVMLError:
-        return None
+def _read_all(nvml: Any) -> tuple[tuple[Gpu, ...], list[str]]:
+    """The cards that answer, and a sentence for each that does not."""
+    gpus, failures = [], []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            gpus.append(read_gpu(nvml, index))
+        except nvml.NVMLError as problem:
+            failures.append(f"Card {index} is left out: {failure_in_words(nvml, problem)}.")
+    return tuple(gpus), failures
 
 
-def _why_not(nvml: Any, problem: Exception) -> str:
-    reasons = {
-        "NVMLError_LibraryNotFound": "No NVIDIA driver is installed",
-        "NVMLError_DriverNotLoaded": "The NVIDIA driver is installed but not loaded",
-        "NVMLError_LibRmVersionMismatch": "The NVIDIA driver was updated and needs a restart of the machine",
-        "NVMLError_NoPermission": "This user may not ask the NVIDIA driver",
-        "NVMLError_FunctionNotFound": "The NVIDIA driver is too old for what is asked of it",
-        "NVMLError_GpuIsLost": "The NVIDIA card has stopped answering",
-    }
-    for name, reason in reasons.items():
-        kind = getattr(nvml, name, None)
-        if kind is not None and isinstance(problem, kind):
-            return f"{reason}: {NO_GPU}."
-    return f"The NVIDIA driver answers with an error ({problem}): {NO_GPU}."
+def _explain(gpus: tuple[Gpu, ...], driver: str | None, failures: list[str]) -> str:
+    if not gpus and failures:
+        return f"{' '.join(failures)} No other is there: {NO_GPU}."
+    if not gpus:
+        return f"The NVIDIA driver is there but reports no card: {NO_GPU}."
+    names = ", ".join(gpu.name for gpu in gpus)
+    return f"Found {names} (driver {driver or 'of unknown version'})."
+
+
+def _notes_on(gpu: Gpu) -> list[str]:
+    notes = []
+    if gpu.mig_enabled and gpu.mig_instances:
+        count = len(gpu.mig_instances)
+        notes.append(f"{gpu.name} is split (MIG) into {count} {'part' if count == 1 else 'parts'}; CUDA uses one part.")
+    elif gpu.mig_enabled:
+        notes.append(f"{gpu.name} is set to be split (MIG) but has no part to compute on: create one, or turn MIG off.")
+    if gpu.pcie_lanes and gpu.pcie_max_lanes and gpu.pcie_lanes < gpu.pcie_max_lanes:
+        notes.append(
+            f"{gpu.name} is connected by {gpu.pcie_lanes} of its {gpu.pcie_max_lanes} PCIe lanes: "
+            "experts arrive slower than they could; another slot may have all lanes."
+        )
+    return notes
+
+
+def _note_on_system(gpus: tuple[Gpu, ...]) -> list[str]:
+    if not gpus or not under_wsl():
+        return []
+    return [
+        "This is WSL: the driver does not tell how much memory each program uses, Windows may move VRAM to RAM "
+        "instead of refusing it, and memory for fast copies (pinned) is limited."
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from engine.hardware.gpus import Gpu, survey_gpus
+from engine.hardware.gpus import Gpu, GpuSurvey, survey_gpus
 from engine.hardware.memory_cgroup import memory_limit
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numba", "numpy", "safetensors", "huggingface_hub", "gradio")
@@ -31,23 +31,35 @@ class Machine:
     ram_total_bytes: int
     ram_available_bytes: int
     ram_limited_by: str | None
-    gpus: tuple[Gpu, ...]
-    gpu_driver: str | None
-    gpu_explanation: str
+    swap_total_bytes: int
+    swap_free_bytes: int
+    survey: GpuSurvey
     system: str
     python: str
     versions: dict[str, str]
 
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        return self.survey.gpus
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}
+        cards = {
+            "gpus": [gpu.to_dict() for gpu in self.gpus],
+            "gpu_driver": self.survey.driver,
+            "gpu_cuda": self.survey.cuda_driver and list(self.survey.cuda_driver),
+            "gpu_explanation": self.survey.explanation,
+            "gpu_notes": list(self.survey.notes),
+            "wsl": self.survey.wsl,
+        }
+        return {name: value for name, value in asdict(self).items() if name != "survey"} | cards
 
 
 def survey_machine() -> Machine:
     """Look at the machine now. Takes milliseconds and imports no heavy library."""
     memory = psutil.virtual_memory()
     limit = memory_limit()
-    survey = survey_gpus()
+    swap = psutil.swap_memory()
     return Machine(
         cpu=cpu_name(),
         cpu_cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
@@ -55,9 +67,9 @@ def survey_machine() -> Machine:
         ram_total_bytes=min(memory.total, limit.limit_bytes) if limit else memory.total,
         ram_available_bytes=min(memory.available, limit.available_bytes) if limit else memory.available,
         ram_limited_by=str(limit.folder) if limit and limit.limit_bytes < memory.total else None,
-        gpus=survey.gpus,
-        gpu_driver=survey.driver,
-        gpu_explanation=survey.explanation,
+        swap_total_bytes=swap.total,
+        swap_free_bytes=swap.free,
+        survey=survey_gpus(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=library_versions(),

@@ -30,7 +30,7 @@ class Binding(SimpleNamespace):
 
     def __init__(self, **replaced: object) -> None:
         self.ended = 0
-        memory = SimpleNamespace(total=8 << 30, free=6 << 30)
+        memory = SimpleNamespace(total=8 << 30, free=6 << 30, used=2 << 30)
         working = {
             "NVMLError": NVMLError,
             "NVMLError_LibraryNotFound": NotFound,
@@ -41,8 +41,8 @@ class Binding(SimpleNamespace):
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetName": lambda handle: "RTX 4060",
             "nvmlDeviceGetMemoryInfo": lambda handle: memory,
-            "nvmlDeviceGetMaxPcieLinkGeneration": lambda handle: 4,
-            "nvmlDeviceGetMaxPcieLinkWidth": lambda handle: 8,
+            "nvmlDeviceGetCurrPcieLinkGeneration": lambda handle: 4,
+            "nvmlDeviceGetCurrPcieLinkWidth": lambda handle: 8,
         }
         super().__init__(**working | replaced)
 
@@ -60,7 +60,7 @@ def failing(error: Exception):
 def test_a_card():
     binding = Binding()
     survey = survey_gpus(binding)
-    assert survey.gpus == (Gpu(0, "RTX 4060", 8 << 30, 6 << 30, 4, 8),)
+    assert survey.gpus == (Gpu(0, "RTX 4060", 8 << 30, 6 << 30, 4, 8, vram_used_bytes=2 << 30),)
     assert survey.driver == "560.1"
     assert "RTX 4060" in survey.explanation
     assert binding.ended == 1
@@ -88,12 +88,12 @@ def test_a_driver_without_a_card():
     assert "reports no card" in survey.explanation
 
 
-@pytest.mark.parametrize("question", ["MemoryInfo", "MaxPcieLinkGeneration", "Name"])
+@pytest.mark.parametrize("question", ["MemoryInfo", "CurrPcieLinkGeneration", "Name"])
 def test_what_a_card_does_not_tell_is_left_open(question):
     (gpu,) = survey_gpus(Binding(**{f"nvmlDeviceGet{question}": unsupported})).gpus
     told = {
         "MemoryInfo": (gpu.vram_total_bytes, None),
-        "MaxPcieLinkGeneration": (gpu.pcie_generation, None),
+        "CurrPcieLinkGeneration": (gpu.pcie_generation, None),
         "Name": (gpu.name, "card 0"),
     }
     assert told[question][0] == told[question][1]
