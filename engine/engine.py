@@ -14,6 +14,7 @@ from engine.cache.expert_cache import ExpertCache
 from engine.cache.links import open_link
 from engine.cache.policies import EvictionPolicy
 from engine.cache.policy_choice import PREDICTIVE, check_policy, make_policy
+from engine.card_emulation import emulate_card, plan_memory
 from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting
 from engine.generation.activity import Activity
@@ -23,8 +24,7 @@ from engine.generation.sampling import Sampler, SamplingSettings
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
-from engine.hardware.available_memory import available_ram_bytes
-from engine.hardware.memory_plan import Footprint, MemoryPlan, make_plan
+from engine.hardware.memory_plan import Footprint, MemoryPlan
 from engine.loading import (
     ModelFiles,
     Progress,
@@ -79,7 +79,8 @@ class Engine:
         reason = FastDecoder.supports(self._model)
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
         opened = open_link(link, index, on_progress)
-        self._link = opened.name
+        self._link, self._link_asked = opened.name, link
+        self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
         self._foresight = self._make_foresight()
         listener = self._listener()
@@ -98,7 +99,8 @@ class Engine:
         rows = prefill_chunk(self._model.config, index, context_length)
         self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, listener)
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
-        self._notes = () if kv.can_crop else (_RECURRENT_NOTE,)
+        emulated = self._emulation.notes if self._emulation else ()
+        self._notes = (*emulated, *(() if kv.can_crop else (_RECURRENT_NOTE,)))
         self._activity = Activity()
         self._gate = StepGate()
         self._busy = threading.Lock()
@@ -144,7 +146,7 @@ class Engine:
         checkpoint = open_checkpoint(files.path)
         context_length = context_for(checkpoint.config, context_length)
         needs = footprint(checkpoint.config, checkpoint.index, context_length)
-        plan = make_plan(needs, budget, available_ram_bytes())
+        plan = plan_memory(needs, budget, link)
         if on_plan is not None:
             on_plan(plan)
         dense = read_dense(checkpoint, on_progress)
@@ -278,7 +280,7 @@ class Engine:
 
     def plan_for(self, budget: str | int) -> MemoryPlan:
         """What `resize(budget)` would do; changes nothing. Raises what `resize` raises."""
-        return make_plan(self._footprint, budget, available_ram_bytes() + self._held_bytes())
+        return plan_memory(self._footprint, budget, self._link_asked, self._held_bytes())
 
     def resize(self, budget: str | int) -> MemoryPlan:
         """Changes the budget live: waits for the current token or prefill pass; memory is given back at once.
@@ -304,6 +306,7 @@ class Engine:
         return EngineStats(
             **self._cache.counters(),
             **self._activity.to_stats_fields(),
+            time_dilation=self._emulation.dilation if self._emulation else 1.0,
             near_bytes_experts=plan.near_bytes_experts,
             near_bytes_dense=plan.near_bytes_dense,
             near_bytes_kv=plan.near_bytes_kv,
@@ -313,9 +316,10 @@ class Engine:
 
     def snapshot(self) -> EngineSnapshot:
         """Everything a panel shows; cheap."""
-        activity = self._activity
+        activity, stats = self._activity, self.stats()
+        recent = activity.recent_tokens_per_second
         return EngineSnapshot(
-            stats=self.stats(),
+            stats=stats,
             plan=self._plan,
             busy=self._busy.locked(),
             phase=activity.phase,
@@ -324,7 +328,7 @@ class Engine:
             context_used=self._sequence.length,
             context_length=self.context_length,
             time_to_first_token_seconds=activity.time_to_first_token_seconds,
-            recent_tokens_per_second=activity.recent_tokens_per_second,
+            recent_tokens_per_second=None if recent is None else recent * stats.time_dilation,
             residency=self._cache.residency_map(),
             use_counts=self._cache.use_counts(),
             link=self._link,
@@ -334,6 +338,7 @@ class Engine:
             fast_path=self._fast_path,
             notes=self._notes,
             foresight=self._foresight.snapshot() if self._foresight else None,
+            emulation=self._emulation,
         )
 
     # -- recording ------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ class EngineStats:
 
     `bytes_*` are bytes that crossed the link, by what started the transfer and what became of it.
     `stall_seconds` is time the computation waited for a transfer while decoding. Subtract an earlier snapshot to
-    get an interval: counters are differences, the sizes are the later ones.
+    get an interval: counters are differences, the sizes are the later ones. All `*_seconds` are this machine's;
+    `tokens_per_second` is in an emulated card's time where there is one (`time_dilation`).
     """
 
     activations: int = 0
@@ -40,6 +41,7 @@ class EngineStats:
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     evictions: int = 0
+    time_dilation: float = 1.0  # seconds here for each second of an emulated card
     near_bytes_experts: int = 0
     near_bytes_dense: int = 0
     near_bytes_kv: int = 0
@@ -62,7 +64,7 @@ class EngineStats:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
+        return self.time_dilation * self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
     @property
     def near_bytes_total(self) -> int:
@@ -94,6 +96,7 @@ class EngineStats:
 
 
 _SIZES = (
+    "time_dilation",
     "near_bytes_experts",
     "near_bytes_dense",
     "near_bytes_kv",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.hardware.memory_plan import MemoryPlan
 from engine.metrics import EngineStats
+
+if TYPE_CHECKING:
+    from engine.card_emulation import CardEmulation
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class EngineSnapshot:
     """One look at a working engine. `phase` is "idle", "prefill" or "decode"; `prefill_*` count tokens.
 
     `residency` [layers, experts] uint8: 0 absent, 1 arriving, 2 resident. `use_counts` [layers, experts] int64:
-    decoding activations since load.
+    decoding activations since load. Under `emulation` tokens per second are in the card's time.
     """
 
     stats: EngineStats
@@ -63,3 +67,4 @@ class EngineSnapshot:
     fast_path: str
     notes: tuple[str, ...]
     foresight: ForesightSnapshot | None
+    emulation: CardEmulation | None = None

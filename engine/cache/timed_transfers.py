@@ -26,6 +26,11 @@ class EmulatedSpeed:
     bytes_per_second: float
     latency_seconds: float = 0.0
 
+    @staticmethod
+    def is_stated(specification: str) -> bool:
+        """Whether this has the form of a speed."""
+        return _SPECIFICATION.fullmatch(specification) is not None
+
     @classmethod
     def parse(cls, specification: str) -> EmulatedSpeed:
         """From "emulated:2.5GBps" or "emulated:2.5GBps+20us". Raises InvalidSetting."""

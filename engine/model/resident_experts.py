@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.model.experts import number_of_experts
+from engine.model.experts import ExpertWeights, number_of_experts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ResidentExpert:
 class ResidentLease:
     """All experts are ready at once."""
 
-    def __init__(self, experts: list[tuple[int, ResidentExpert]]) -> None:
+    def __init__(self, experts: Sequence[tuple[int, ExpertWeights]]) -> None:
         self._experts = experts
 
     def __enter__(self) -> ResidentLease:
@@ -35,7 +35,7 @@ class ResidentLease:
     def __exit__(self, *exception: object) -> None:
         self._experts = []
 
-    def next_batch(self) -> list[tuple[int, ResidentExpert]]:
+    def next_batch(self) -> Sequence[tuple[int, ExpertWeights]]:
         batch, self._experts = self._experts, []
         return batch
 

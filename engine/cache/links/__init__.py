@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from engine.cache.link import Link
 from engine.cache.links.disk import DiskLink
-from engine.cache.links.emulated import EmulatedLink
+from engine.cache.links.emulated import PREFIX, EmulatedCardLink, EmulatedLink, emulated_card
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 
-LINK_HELP = "auto, disk, disk:direct, emulated:2.5GBps or emulated:2.5GBps+20us"
+LINK_HELP = "auto, disk, disk:direct, emulated:2.5GBps, emulated:2.5GBps+20us or emulated:CARD (such as emulated:4060)"
 
 
 def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, int], None] | None = None) -> Link:
@@ -19,7 +19,9 @@ def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, in
         return DiskLink(index)
     if name == "disk:direct":
         return DiskLink(index, direct=True)
-    if name.startswith("emulated:"):
+    if card := emulated_card(name):
+        return EmulatedCardLink(index, card, on_progress)
+    if name.startswith(PREFIX):
         return EmulatedLink(index, name, on_progress)
     if name == "cuda":
         raise InvalidSetting(
