@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+
+import pynvml as nvml
 
 from engine.hardware.gpu import Gpu
 from engine.hardware.nvml import answer, failure_in_words, nvml_session, read_gpu
@@ -31,17 +31,13 @@ class GpuSurvey:
     notes: tuple[str, ...] = ()
 
 
-def survey_gpus(binding: Any = None) -> GpuSurvey:
-    """Ask NVML for all cards. Never raises: a missing or broken driver becomes the explanation.
-
-    `binding` stands in for the `pynvml` module.
-    """
-    nvml = binding or import_module("pynvml")
+def survey_gpus() -> GpuSurvey:
+    """Ask NVML for all cards. Never raises: a missing or broken driver becomes the explanation."""
     try:
-        with nvml_session(nvml):
-            return _ask(nvml)
+        with nvml_session():
+            return _ask()
     except nvml.NVMLError as problem:
-        reason = failure_in_words(nvml, problem)
+        reason = failure_in_words(problem)
         return GpuSurvey((), None, f"{reason}: {NO_GPU}.", wsl=under_wsl())
 
 
@@ -50,10 +46,10 @@ def under_wsl(release: str | None = None) -> bool:
     return "microsoft" in (release or platform.release()).lower()
 
 
-def _ask(nvml: Any) -> GpuSurvey:
-    driver = answer(nvml, "nvmlSystemGetDriverVersion")
-    version = answer(nvml, "nvmlSystemGetCudaDriverVersion_v2")
-    gpus, notes = _read_all(nvml)
+def _ask() -> GpuSurvey:
+    driver = answer("nvmlSystemGetDriverVersion")
+    version = answer("nvmlSystemGetCudaDriverVersion_v2")
+    gpus, notes = _read_all()
     return GpuSurvey(
         gpus=gpus,
         driver=driver,
@@ -64,14 +60,14 @@ def _ask(nvml: Any) -> GpuSurvey:
     )
 
 
-def _read_all(nvml: Any) -> tuple[tuple[Gpu, ...], list[str]]:
+def _read_all() -> tuple[tuple[Gpu, ...], list[str]]:
     """The cards that answer, and a sentence for each that does not."""
     gpus, failures = [], []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
-            gpus.append(read_gpu(nvml, index))
+            gpus.append(read_gpu(index))
         except nvml.NVMLError as problem:
-            failures.append(f"Card {index} is left out: {failure_in_words(nvml, problem)}.")
+            failures.append(f"Card {index} is left out: {failure_in_words(problem)}.")
     return tuple(gpus), failures
 
 
