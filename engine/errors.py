@@ -59,6 +59,10 @@ class DeviceNotAvailable(EngineError):
     """The device that was asked for is not there, or the installed PyTorch cannot compute on it."""
 
 
+class DriverFailed(EngineError):
+    """The card's driver does not answer any more."""
+
+
 class TransferFailed(EngineError):
     """A far-to-near copy failed; the slot it was meant for has been given back."""
 

@@ -26,7 +26,7 @@ class ChosenDevice:
     """`kind` is "cpu" or "cuda"; `index` is PyTorch's number of the card, None on the processor.
 
     `gpu` is the card as the driver describes it, where it does. The VRAM sizes are those of the part that PyTorch
-    computes on, in bytes; None on the processor and where nobody tells.
+    computes on, in bytes; None on the processor and where nobody tells. `uuid` is that part's, as the driver writes it.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class ChosenDevice:
     gpu: Gpu | None = None
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
+    uuid: str | None = None
 
     @property
     def torch_name(self) -> str:
@@ -49,7 +50,7 @@ class ChosenDevice:
             "index": self.index,
             "torch_name": self.torch_name,
             "name": self.name,
-            "uuid": self.gpu and self.gpu.uuid,
+            "uuid": self.uuid,
             "vram_total_bytes": self.vram_total_bytes,
             "vram_free_bytes": self.vram_free_bytes,
             "reason": self.reason,
@@ -98,6 +99,7 @@ def _describe(card: TorchCard, survey: GpuSurvey, environment: Mapping[str, str]
         gpu=gpu,
         vram_total_bytes=(memory.vram_total_bytes if memory else None) or card.vram_total_bytes,
         vram_free_bytes=memory.vram_free_bytes if memory else None,
+        uuid=memory.uuid if memory else None,
     )
 
 

@@ -60,8 +60,11 @@ def read_gpu(index: int) -> Gpu:
     )
 
 
-def read_processes(handle: Any) -> tuple[GpuProcess, ...] | None:
-    """Programs that hold memory of the card, computing or drawing, largest first; None where nothing is told."""
+def read_processes(handle: Any, names: bool = True) -> tuple[GpuProcess, ...] | None:
+    """Programs that hold memory of the card, computing or drawing, largest first; None where nothing is told.
+
+    Looking up their names takes most of the time: `names` says whether to.
+    """
     lists = [_process_list(handle, kind) for kind in ("Compute", "Graphics")]
     if all(processes is None for processes in lists):
         return None
@@ -70,7 +73,8 @@ def read_processes(handle: Any) -> tuple[GpuProcess, ...] | None:
         before = used.get(process.pid, 0)  # one that computes and draws is in both lists, with the same sum
         told = process.usedGpuMemory
         used[process.pid] = None if before is None or told is None else max(before, int(told))
-    found = [GpuProcess(pid, _process_name(pid), size, pid == os.getpid()) for pid, size in used.items()]
+    own = os.getpid()
+    found = [GpuProcess(pid, _process_name(pid) if names else None, size, pid == own) for pid, size in used.items()]
     return tuple(sorted(found, key=lambda process: -(process.used_bytes or 0)))
 
 
