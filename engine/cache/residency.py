@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from engine.cache.policies import EvictionPolicy
 from engine.checkpoint.expert_key import ExpertKey
@@ -20,7 +20,7 @@ class Residency:
         self._slot_of: dict[ExpertKey, int] = {}
         self._filling: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
-        self._blocked = _Blocked(self._pins, self._filling)
+        self.blocked: Container[ExpertKey] = _Blocked(self._pins, self._filling)  # in use or being filled
         self.evicted: list[ExpertKey] = []  # drained by the owner, which knows what an eviction costs
 
     def __len__(self) -> int:
@@ -55,15 +55,11 @@ class Residency:
         self._free.extend(slots)
         self.policy.resized(self.slots)
 
-    def victim_for(self, key: ExpertKey) -> ExpertKey | None:
-        """Who would have to leave for `key`; None where a slot is free or everything is blocked."""
-        return None if self._free else self.policy.victim(self._blocked, key)
-
     def reserve(self, key: ExpertKey, victim: ExpertKey | None = None) -> int | None:
         """A slot for `key`, now filling: `victim`'s, else a free one, else the policy's choice. None: all blocked."""
         assert key not in self._slot_of, f"{key} is already in a slot"
         if victim is None and not self._free:
-            victim = self.policy.victim(self._blocked, key)
+            victim = self.policy.victim(self.blocked, key)
             if victim is None:
                 return None
         if victim is not None:
@@ -84,7 +80,7 @@ class Residency:
         self._remove(key)
 
     def evict(self, key: ExpertKey) -> None:
-        assert key not in self._blocked, f"{key} is in use or being filled"
+        assert key not in self.blocked, f"{key} is in use or being filled"
         self._remove(key)
         self.evicted.append(key)
 
@@ -106,7 +102,7 @@ class Residency:
         dropped: list[int] = []
         while self.slots > target:
             if not self._free:
-                victim = self.policy.victim(self._blocked, None)
+                victim = self.policy.victim(self.blocked, None)
                 if victim is None:
                     break
                 self.evict(victim)

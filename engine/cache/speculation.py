@@ -9,7 +9,7 @@ from engine.cache.link import Priority, Transfer
 from engine.cache.residency import Residency
 from engine.cache.transfer_queue import TransferQueue
 from engine.checkpoint.expert_key import ExpertKey
-from engine.routing.prefetcher import Prefetcher
+from engine.routing.prefetcher import Guess, Prefetcher
 
 MOST_QUEUED = 2  # one on the wire and one to follow it without a gap: a guess decided later is a better guess
 
@@ -39,20 +39,26 @@ class Speculation:
 
     def pump(self) -> None:
         """Queues what is worth loading, up to `MOST_QUEUED` transfers; corrections do not count what they overtake."""
-        while (key := self.prefetcher.next()) is not None:
-            queued = len(self._guesses)
-            origin = Priority.CORRECTION if self.prefetcher.is_correction(key) else Priority.PREFETCH
-            if queued >= MOST_QUEUED and origin is Priority.CORRECTION:
-                queued = sum(transfer.priority <= origin for transfer in self._guesses.values())
-            if queued >= MOST_QUEUED or not self._load(key, origin):
+        while (most := self._room()) is not None:
+            guess = self.prefetcher.next(self._residency.free_slots > 0, self._residency.blocked)
+            origin = Priority.CORRECTION if guess is not None and guess.corrects else Priority.PREFETCH
+            if guess is None or origin > most:
                 return
+            self._load(guess, origin)
+
+    def _room(self) -> Priority | None:
+        """The least urgent kind of transfer that may be queued now; None where there is no room for any."""
+        if len(self._guesses) < MOST_QUEUED:
+            return Priority.PREFETCH
+        urgent = sum(transfer.priority <= Priority.CORRECTION for transfer in self._guesses.values())
+        return Priority.CORRECTION if urgent < MOST_QUEUED else None
 
     def _cancel_wrong(self) -> int:
         """Takes back guesses that have not begun to move and are not likely any more. Returns the bytes spared."""
         spared = 0
         for key, transfer in list(self._guesses.items()):
-            demanded = transfer.priority is Priority.DEMAND
-            if not demanded and self.prefetcher.is_wrong(key) and self._transfers.cancel(transfer):
+            recallable = not transfer.started and transfer.priority is not Priority.DEMAND
+            if recallable and self.prefetcher.is_wrong(key) and self._transfers.cancel(transfer):
                 del self._guesses[key]
                 self._residency.abort(key)
                 spared += transfer.total_bytes
@@ -64,16 +70,8 @@ class Speculation:
         if transfer.error is not None:
             self.prefetcher.failed(transfer.key)
 
-    def _load(self, key: ExpertKey, origin: Priority) -> bool:
-        """False when nothing can be loaded now, because every slot is in use."""
-        victim = self._residency.victim_for(key)
-        if victim is None and not self._residency.free_slots:
-            return False
-        if not self.prefetcher.is_worth(key, victim):
-            self.prefetcher.skip()
-            return True
-        slot = self._residency.reserve(key, victim)
+    def _load(self, guess: Guess, origin: Priority) -> None:
+        slot = self._residency.reserve(guess.key, guess.victim)
         assert slot is not None
         self._on_eviction()
-        self._guesses[key] = self._transfers.start(key, slot, origin)
-        return True
+        self._guesses[guess.key] = self._transfers.start(guess.key, slot, origin)

@@ -38,7 +38,19 @@ def least_valued_by_numpy(value: np.ndarray, absent: np.ndarray) -> int:
     return place if there[place] != np.inf else -1
 
 
+def list_least_valued_by_numpy(value: np.ndarray, absent: np.ndarray, places: np.ndarray) -> int:
+    """Fills int64 `places` with those of the smallest values whose `absent` is 0, the smallest last; returns how many.
+
+    value, absent: float32 [layers * experts].
+    """
+    there = np.flatnonzero(absent == 0)
+    least = there[np.argsort(value[there], kind="stable")][: len(places)]
+    places[: len(least)] = least[::-1]
+    return len(least)
+
+
 if kernels.available():
-    from engine.model.kernels.expectation import expect, least_valued, list_likely
+    from engine.model.kernels.expectation import expect, least_valued, list_least_valued, list_likely
 else:
-    expect, least_valued, list_likely = expect_by_numpy, least_valued_by_numpy, list_likely_by_numpy
+    expect, least_valued = expect_by_numpy, least_valued_by_numpy
+    list_least_valued, list_likely = list_least_valued_by_numpy, list_likely_by_numpy

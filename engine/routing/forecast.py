@@ -80,7 +80,7 @@ class Forecast:
         self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
         self.recall_before_step, self.recall_before_layer = LiveRecall(layers), LiveRecall(layers)
         self._routed = -1  # the last layer whose routing is known
-        self._steps = -1  # done; the first is counted
+        self._steps = 0  # done
 
     def predict(self, token_id: int) -> None:
         """Asks the predictor; changes nothing that others read."""
@@ -98,7 +98,8 @@ class Forecast:
         """The real routing of `layer`, [top k] each, and what its router saw. True when more is known than that."""
         self._experts[layer] = experts
         self._weights[layer] = weights
-        self._before_routing[layer] = self.now[layer]
+        if self._is_counted:
+            self._before_routing[layer] = self.now[layer]
         self.now[layer] = 0
         self._routed = layer
         corrects = layer % CORRECTED_EVERY == 0
@@ -126,12 +127,17 @@ class Forecast:
         self._used[:] = 0
         np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
         self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
-        self._steps += 1
-        if self._steps % COUNTED_EVERY == 0:
+        if self._is_counted:
             self.recall_before_step.count(self._stage1, self._experts)
             self.recall_before_layer.count(self._before_routing, self._experts)
+        self._steps += 1
         self._predictor.observed(self._experts, self._weights, self.hidden)
         self.hidden = None
+
+    @property
+    def _is_counted(self) -> bool:
+        """Whether the present step is."""
+        return self._steps % COUNTED_EVERY == 0
 
     def _look_beyond(self, rows: np.ndarray) -> None:
         """What the tokens after this one will use: predicted as far as that goes, then by frequency."""

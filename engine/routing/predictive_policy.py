@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.cache.deferred import DeferredEviction
 from engine.cache.policies import EvictionPolicy
 from engine.cache.policy_choice import ADAPTIVE, make_policy
 from engine.cache.predicted_next_use import PredictedNextUse, SwitchedEviction
@@ -32,5 +33,6 @@ def predictive_policy(
     forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
     gate = CostGate()
     foreseen = PredictedNextUse(forecast.value)
-    eviction = SwitchedEviction(foreseen, make_policy(ADAPTIVE, shape.layers), lambda: gate.on)
+    plain = DeferredEviction(make_policy(ADAPTIVE, shape.layers))
+    eviction = SwitchedEviction(foreseen, plain, lambda: gate.on)
     return PredictivePolicy(eviction, Prefetcher(forecast, foreseen.absent, gate), predictor, forecast, gate)

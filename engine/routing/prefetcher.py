@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.cost_gate import CostGate
-from engine.routing.expectation import list_likely
+from engine.routing.expectation import list_least_valued, list_likely
 from engine.routing.forecast import Forecast
+
+MOST_VICTIMS = 16  # listed at a time
+
+
+class Guess(NamedTuple):
+    """An expert to load on a guess. `victim`: who has to leave for it, None where nobody does; `corrects`: whether it
+    mends what was predicted before the step.
+    """
+
+    key: ExpertKey
+    victim: ExpertKey | None
+    corrects: bool
 
 
 class Prefetcher:
@@ -34,11 +47,14 @@ class Prefetcher:
         margin: float = 0.1,
     ) -> None:
         self._forecast, self._absent, self._gate = forecast, absent, gate
-        self._least, self._margin = np.float32(least), margin
+        self._least, self._margin = np.float32(least), np.float32(margin)
         layers, self._experts = forecast.now.shape
         self._urgency = np.exp(-np.arange(2 * layers, dtype=np.float32) / layers).reshape(2, layers)
-        self._plan = np.zeros(2 * layers * self._experts, np.int64)  # flat places, the first to load last
-        self._left = 0  # so many of the plan
+        self._places = np.zeros(2 * layers * self._experts, np.int64)  # scratch
+        self._plan: list[int] = []  # flat places, the first to load last
+        self._victims: list[int] = []  # flat places, the least valued last
+        self._outdated = False  # both lists: they are made anew when somebody asks
+        self._value = forecast.value.reshape(-1)
         self._unreadable: set[ExpertKey] = set()  # in this step
 
     @property
@@ -56,12 +72,12 @@ class Prefetcher:
         self._unreadable.clear()
         if self.on:
             self._forecast.begin_step()
-            self._replan()
+            self._outdated = True
 
     def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
         """The real routing of `layer`; hidden, experts, weights as Forecast takes them."""
         if self.on and self._forecast.observed(layer, hidden, experts, weights):
-            self._replan()
+            self._outdated = True
 
     def end_step(self, seconds: float, waited: float) -> None:
         """The token is done, after `seconds`, `waited` of them for transfers; plans for the next token stay."""
@@ -74,41 +90,58 @@ class Prefetcher:
 
     def pause(self) -> None:
         """Names nothing until the next step."""
-        self._left = 0
+        self._outdated = False
+        self._plan.clear()
 
-    def next(self) -> ExpertKey | None:
-        """The next expert to load, one without a slot. None: nothing is likely enough."""
-        while self._left:
-            place = int(self._plan[self._left - 1])
-            if self._absent[place]:
-                key = ExpertKey(*divmod(place, self._experts))
-                if key not in self._unreadable and self._forecast.chance(key) >= self._least:
-                    return key
-            self._left -= 1
+    def next(self, free_slot: bool, blocked: Container[ExpertKey] = ()) -> Guess | None:
+        """What to load next: an expert without a slot that is worth its victim, which is none of `blocked`.
+
+        None: nothing is, or nobody can leave.
+        """
+        if self._outdated:
+            self._replan()
+        while self._plan:
+            place = self._plan[-1]
+            key = self._key(place)
+            if self._absent[place] and key not in self._unreadable and self._forecast.chance(key) >= self._least:
+                victim = -1 if free_slot else self._weakest(blocked)
+                if victim is None:
+                    return None
+                if victim < 0 or self._value[place] > self._value[victim] + self._margin:
+                    corrects = self._forecast.is_correction(key, self._least)
+                    return Guess(key, self._key(victim) if victim >= 0 else None, corrects)
+            self._plan.pop()
         return None
-
-    def is_worth(self, key: ExpertKey, victim: ExpertKey | None) -> bool:
-        """True when loading `key` is worth the eviction of `victim` (None: a slot is free)."""
-        value = self._forecast.value
-        return victim is None or bool(value[key] > value[victim] + self._margin)
-
-    def is_correction(self, key: ExpertKey) -> bool:
-        """True when loading `key` mends what was predicted before the step."""
-        return self._forecast.is_correction(key, float(self._least))
 
     def is_wrong(self, key: ExpertKey) -> bool:
         """True when a queued guess is not likely any more."""
         return bool(self._forecast.chance(key) < self._least / 2)
-
-    def skip(self) -> None:
-        """What `next` named is not worth it: it is not named again until the forecast changes."""
-        self._left -= 1
 
     def failed(self, key: ExpertKey) -> None:
         """`key` could not be read: it is not named again in this step."""
         self._unreadable.add(key)
 
     def _replan(self) -> None:
-        """What is likely, in this token's layers to come and in the next token's."""
-        forecast = self._forecast
-        self._left = list_likely(forecast.now, forecast.next, self._absent, self._urgency, self._least, self._plan)
+        """What is likely, in this token's layers to come and in the next token's, and who is least worth keeping."""
+        forecast, places = self._forecast, self._places
+        self._outdated = False
+        count = list_likely(forecast.now, forecast.next, self._absent, self._urgency, self._least, places)
+        self._plan = places[:count].tolist()
+        self._victims.clear()
+
+    def _weakest(self, blocked: Container[ExpertKey]) -> int | None:
+        """The least valued place that has a slot and is not blocked."""
+        known = self._first_evictable(blocked)
+        if known is None:
+            scratch = self._places[:MOST_VICTIMS]
+            self._victims = scratch[: list_least_valued(self._value, self._absent, scratch)].tolist()
+            known = self._first_evictable(blocked)
+        return known
+
+    def _first_evictable(self, blocked: Container[ExpertKey]) -> int | None:
+        while self._victims and self._absent[self._victims[-1]]:
+            self._victims.pop()
+        return next((v for v in reversed(self._victims) if not self._absent[v] and self._key(v) not in blocked), None)
+
+    def _key(self, place: int) -> ExpertKey:
+        return ExpertKey(*divmod(place, self._experts))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.cache.deferred import DeferredEviction
 from engine.cache.least_stale import LeastStale
 from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU
 from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, check_policy, make_policy
@@ -143,9 +144,9 @@ def test_switched_eviction_changes_between_policies_that_both_know_everything():
         if residency.slot(key) is None:
             residency.reserve(key)
             residency.publish(key)
-    assert residency.victim_for(new) == often
+    assert switched.victim(residency.blocked, new) == often
     first_counts[0] = False
-    assert residency.victim_for(new) == lately
+    assert switched.victim(residency.blocked, new) == lately
 
 
 def test_an_unknown_policy_is_named_with_the_known_ones():
@@ -191,6 +192,25 @@ def test_adaptive_is_about_as_good_as_the_best(uses):
     ours = hits.pop(ADAPTIVE)
     assert max(hits.values()) > 1.2 * min(hits.values())
     assert ours > 0.9 * max(hits.values())
+
+
+@pytest.mark.parametrize("name", (*PLAIN_POLICIES, ADAPTIVE))
+@given(st.lists(keys, max_size=60), st.integers(1, 8))
+def test_a_policy_that_is_told_later_decides_the_same(name, uses, slots):
+    assert misses(DeferredEviction(make_policy(name, LAYERS)), uses, slots) == misses(
+        make_policy(name, LAYERS), uses, slots
+    )
+
+
+def test_a_policy_that_is_never_asked_is_told_now_and_then():
+    told: list[ExpertKey] = []
+    policy = LRU()
+    policy.used = told.append
+    deferred = DeferredEviction(policy)
+    for step in range(100):
+        deferred.used(ExpertKey(0, step))
+        deferred.step_ended()
+        assert step - len(told) < 10
 
 
 @given(st.lists(st.tuples(keys, st.integers(1, 9)), max_size=60))

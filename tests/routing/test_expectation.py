@@ -13,6 +13,8 @@ from engine.routing.expectation import (
     expect_by_numpy,
     least_valued,
     least_valued_by_numpy,
+    list_least_valued,
+    list_least_valued_by_numpy,
     list_likely,
     list_likely_by_numpy,
 )
@@ -55,6 +57,17 @@ def test_the_least_valued_is_numpys(seed, held):
     assert found == least_valued_by_numpy(value, absent)
     assert (found >= 0) == (held > 0)
     assert found < 0 or absent[found] == 0
+
+
+@given(st.integers(0, 1000), st.integers(0, LAYERS * EXPERTS), st.integers(1, 9))
+def test_the_list_of_the_least_valued_is_numpys(seed, held, most):
+    value, absent = chances(seed).reshape(-1), np.full(LAYERS * EXPERTS, np.inf, np.float32)
+    absent[np.random.default_rng(seed).permutation(len(absent))[:held]] = 0
+    by_numpy, compiled = np.zeros(most, np.int64), np.zeros(most, np.int64)
+    count = list_least_valued_by_numpy(value, absent, by_numpy)
+    assert list_least_valued(value, absent, compiled) == count == min(most, held)
+    assert value[compiled[:count]].tolist() == value[by_numpy[:count]].tolist()  # equal values in any order
+    assert (absent[compiled[:count]] == 0).all() and len(set(compiled[:count].tolist())) == count
 
 
 def test_likelier_and_sooner_comes_first():

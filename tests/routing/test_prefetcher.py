@@ -24,21 +24,24 @@ def prefetcher(
     for row, places in zip(rows, (now, then or {}), strict=True):
         for place, probability in places.items():
             row[place] = probability
-    absent = np.ones((LAYERS, EXPERTS), np.float32)
+    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), np.ones(LAYERS * EXPERTS, np.float32))
     for place in held:
-        absent[place] = 0
-    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), absent.reshape(-1))
+        load(made, place)
     made.predict(7)
     made.begin_step()
     return made
 
 
+def load(made: Prefetcher, place: tuple[int, int]) -> None:
+    made._absent[place[0] * EXPERTS + place[1]] = 0
+
+
 def named(made: Prefetcher) -> list[tuple[int, int]]:
     """Everything it names, one after the other."""
     order = []
-    while (key := made.next()) is not None:
-        order.append(tuple(key))
-        made.skip()
+    while (guess := made.next(free_slot=True)) is not None:
+        order.append(tuple(guess.key))
+        load(made, guess.key)
     return order
 
 
@@ -65,11 +68,32 @@ def test_a_routed_layer_is_not_named_any_more():
     assert not made.is_wrong(ExpertKey(1, 0))
 
 
-def test_a_less_likely_expert_does_not_drive_out_a_more_likely_one():
-    made = prefetcher({(1, 0): 0.5, (1, 1): 0.9})
-    assert made.is_worth(ExpertKey(1, 0), None)
-    assert made.is_worth(ExpertKey(1, 1), ExpertKey(1, 0))
-    assert not made.is_worth(ExpertKey(1, 0), ExpertKey(1, 1))
+def test_names_whom_a_guess_is_worth_to_drive_out():
+    chances = {(1, 0): 0.5, (1, 1): 0.9}
+    weaker_held, stronger_held = (prefetcher(chances, held=[held]) for held in ((1, 0), (1, 1)))
+    assert weaker_held.next(free_slot=False) == ((1, 1), (1, 0), False)
+    assert stronger_held.next(free_slot=False) is None
+    assert prefetcher(chances, held=[(1, 1)]).next(free_slot=True) == ((1, 0), None, False)
+
+
+def test_drives_out_the_least_valued_that_may_leave():
+    made = prefetcher({(1, 0): 0.9}, held=[(2, 0), (2, 1), (2, 2)])
+    made._forecast.value[2] = [0.1, 0.2, 0.3, 0.0]
+    assert made.next(False) == ((1, 0), (2, 0), False)
+    assert made.next(False, blocked={ExpertKey(2, 0)}) == ((1, 0), (2, 1), False)
+    assert made.next(False, blocked={ExpertKey(2, expert) for expert in range(3)}) is None
+    made._absent[2 * EXPERTS] = 1
+    assert made.next(False) == ((1, 0), (2, 1), False)
+
+
+def test_a_correction_is_what_was_not_likely_before_the_step():
+    made = prefetcher({(1, 0): 0.9})
+    made._forecast.now[2, 3] = 0.8
+    found = []
+    while (guess := made.next(free_slot=True)) is not None:
+        load(made, guess.key)
+        found.append((tuple(guess.key), guess.corrects))
+    assert found == [((1, 0), False), ((2, 3), True)]
 
 
 def test_what_cannot_be_read_is_named_again_in_the_next_step_only():

@@ -56,3 +56,27 @@ def least_valued(value, absent):
         if absent[place] == 0 and value[place] < least:
             found, least = place, value[place]
     return found
+
+
+@kernel
+def list_least_valued(value, absent, places):
+    """Fills int64 `places` with those of the smallest values whose `absent` is 0, the smallest last; returns how many.
+
+    value, absent: float32 [layers * experts].
+    """
+    most, found = places.shape[0], 0
+    for place in range(value.shape[0]):
+        if absent[place] != 0 or (found == most and value[place] >= value[places[0]]):
+            continue
+        i = 0 if found == most else found  # the list is kept in order, falling; where it is full, its first leaves
+        if found < most:
+            while i > 0 and value[places[i - 1]] <= value[place]:
+                places[i] = places[i - 1]
+                i -= 1
+            found += 1
+        else:
+            while i + 1 < most and value[places[i + 1]] > value[place]:
+                places[i] = places[i + 1]
+                i += 1
+        places[i] = place
+    return found
