@@ -47,7 +47,7 @@ class Prefetcher:
         margin: float = 0.1,
     ) -> None:
         self._forecast, self._absent, self._gate = forecast, absent, gate
-        self._least, self._margin = np.float32(least), np.float32(margin)
+        self._least, self._margin = least, margin
         layers, self._experts = forecast.now.shape
         self._urgency = np.exp(-np.arange(2 * layers, dtype=np.float32) / layers).reshape(2, layers)
         self._places = np.zeros(2 * layers * self._experts, np.int64)  # scratch
@@ -125,7 +125,7 @@ class Prefetcher:
         """What is likely, in this token's layers to come and in the next token's, and who is least worth keeping."""
         forecast, places = self._forecast, self._places
         self._outdated = False
-        count = list_likely(forecast.now, forecast.next, self._absent, self._urgency, self._least, places)
+        count = list_likely(forecast.now, forecast.next, self._absent, self._urgency, np.float32(self._least), places)
         self._plan = places[:count].tolist()
         self._victims.clear()
 
