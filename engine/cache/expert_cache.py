@@ -316,6 +316,9 @@ class ExpertCache:
         return self._link.weights(key, slot)
 
     def _release(self, lease: Lease) -> None:
+        if self._link.tells_release and lease.handed_out:
+            slots = [self._residency.slot(key) for key in lease.handed_out]
+            self._link.released([slot for slot in slots if slot is not None])
         for key in lease.handed_out:
             self._residency.unpin(key)
         if self._phase is Phase.PREFILL:

@@ -56,6 +56,7 @@ class Link(ABC):
     name: str
     readers: int
     chunk_bytes: int  # of speculative transfers, so that a demand can overtake
+    tells_release: bool = False  # whether `released` wants to be called
 
     @abstractmethod
     def grow(self, slots: list[int]) -> None:
@@ -80,6 +81,11 @@ class Link(ABC):
     @abstractmethod
     def weights(self, key: ExpertKey, slot: int) -> ExpertWeights:
         """Views of a resident expert; valid until it is evicted."""
+
+    def released(self, slots: list[int]) -> None:  # noqa: B027 - where computing is over when the call returns
+        """All computing with the experts in these slots has been enqueued, though it may still be running; called by
+        the computing thread. From now on their memory may be given to others.
+        """
 
     @abstractmethod
     def close(self) -> None:
