@@ -112,9 +112,20 @@ def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     found.decisions += [
         f"The context holds {context_length} tokens, which takes {format_bytes(plan.near_bytes_kv)}.",
         *plan.reasons,
-        f"Experts leave the cache by the policy {policy}.",
+        _policy_words(policy),
     ]
     found.warnings += plan.warnings
+
+
+def _policy_words(policy: str) -> str:
+    from engine.cache.policy_choice import AUTO
+
+    if policy != AUTO:
+        return f"Experts leave the cache by the policy {policy}."
+    return (
+        "Where a predictor was trained for the model, experts are loaded and leave by what it predicts, as long as "
+        "that pays; else they leave by whichever plain policy has hit most lately."
+    )
 
 
 def _examine_disk(found: Diagnosis, model: Path | None) -> None:

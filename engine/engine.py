@@ -40,7 +40,7 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
-from engine.routing.foresight import Foresight, make_foresight
+from engine.routing.foresight import Foresight, choose_policy, make_foresight
 from engine.routing.passes import PassListener, PassListeners
 from engine.routing.traces.recent import RecentRouting
 from engine.routing.traces.recording import Recording
@@ -72,7 +72,6 @@ class Engine:
         self.model_path = files.path
         self.device = "cpu"  # where the near tier is
         self._footprint, self._plan = footprint_, plan
-        self._policy = check_policy(policy)
         self._model, index = dense.model, dense.index
         self._recording = Recording(self._model, index.experts_per_layer, index.top_k)
         self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
@@ -82,6 +81,7 @@ class Engine:
         self._link, self._link_asked = opened.name, link
         self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
+        self._policy = choose_policy(policy, self.traced_model.fingerprint)
         self._foresight = self._make_foresight()
         listener = self._listener()
         self._cache = ExpertCache(

@@ -17,21 +17,17 @@ _PLAIN: dict[str, MakePolicy] = {
     "lfu": lambda layers: DecayedLFU(),
 }
 PLAIN_POLICIES = tuple(_PLAIN)
+AUTO = "auto"  # predictive where a predictor was trained for the model, else adaptive
 ADAPTIVE = "adaptive"  # whichever plain policy has hit most lately
 PREDICTIVE = "predictive"  # eviction and prefetching together: see engine.routing.foresight
-POLICY_NAMES = (*PLAIN_POLICIES, ADAPTIVE, PREDICTIVE)
-DEFAULT_POLICY = ADAPTIVE
+POLICY_NAMES = (AUTO, *PLAIN_POLICIES, ADAPTIVE, PREDICTIVE)
 
 
 def check_policy(name: str) -> str:
-    """The policy's own name, for a command-line name. Raises InvalidSetting for an unknown one."""
+    """`name`. Raises InvalidSetting for an unknown one."""
     if name in POLICY_NAMES:
         return name
-    if name == "auto":
-        return DEFAULT_POLICY
-    raise InvalidSetting(
-        f"There is no cache policy called {name!r}.", f"Choose one of: auto, {', '.join(POLICY_NAMES)}."
-    )
+    raise InvalidSetting(f"There is no cache policy called {name!r}.", f"Choose one of: {', '.join(POLICY_NAMES)}.")
 
 
 def make_policy(name: str, layers: int) -> EvictionPolicy:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cache.policies import EvictionPolicy
+from engine.cache.policy_choice import ADAPTIVE, AUTO, PREDICTIVE
 from engine.errors import PredictorUnusable
 from engine.paths import data_dir
 from engine.routing.blend import blend_of, routers_alone
@@ -66,6 +67,14 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     return Foresight(
         made.eviction, made.prefetcher, feed, _in_words(stored, reason) + problem, made.forecast, made.gate
     )
+
+
+def choose_policy(asked: str, fingerprint: str) -> str:
+    """What "auto" means for this model; any other policy as it was asked for."""
+    if asked != AUTO:
+        return asked
+    stored, _ = find_predictor(fingerprint)
+    return ADAPTIVE if stored is None else PREDICTIVE
 
 
 def predictor_files(fingerprint: str) -> list[Path]:
