@@ -28,9 +28,11 @@ from engine.hardware.memory_plan import Footprint, MemoryPlan
 from engine.loading import (
     ModelFiles,
     Progress,
+    at_precision,
     context_for,
     load_tokenizer,
     locate_model,
+    make_experts,
     prepare_kernels,
     require_supported,
 )
@@ -136,19 +138,21 @@ class Engine:
     ) -> Engine:
         """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert.
 
-        budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). context_length: tokens,
-        default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan) before any weight is
-        read. Raises the errors of engine.errors.
+        budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). precision: "auto" and "native"
+        are the checkpoint's own numbers; "int8" and "nf4" are lossy, made once and kept in the cache folder.
+        context_length: tokens, default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan)
+        before any weight is read. Raises the errors of engine.errors.
         """
         require_supported(device, precision)
         check_policy(policy)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
-        checkpoint = open_checkpoint(files.path)
+        checkpoint = at_precision(open_checkpoint(files.path), precision)
         context_length = context_for(checkpoint.config, context_length)
         needs = footprint(checkpoint.config, checkpoint.index, context_length)
         plan = plan_memory(needs, budget, link)
         if on_plan is not None:
             on_plan(plan)
+        make_experts(checkpoint, on_progress)
         dense = read_dense(checkpoint, on_progress)
         tokenizer = load_tokenizer(files.path)
         prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)

@@ -89,7 +89,7 @@ class DiskFull(EngineError):
 
 
 class BuildFailed(EngineError):
-    """The built-in model could not be built from its parts."""
+    """The built-in model, or a copy of a model in fewer bits, could not be made."""
 
 
 class PredictorUnusable(EngineError):

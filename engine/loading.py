@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from engine.checkpoint.catalog import resolve_model
-from engine.checkpoint.dense_model import DenseModel
+from engine.checkpoint.dense_model import DenseModel, OpenedCheckpoint
+from engine.checkpoint.quantised import PRECISIONS, QuantisedIndex, ensure_quantised, plan_quantised
 from engine.errors import CheckpointCorrupt, InvalidSetting
 from engine.model import kernels
 from engine.model.experts import plain_activation
@@ -43,11 +44,24 @@ def require_supported(device: str, precision: str) -> None:
         raise InvalidSetting(
             f"Device {device!r} is not possible: this version computes on the CPU.", "Use auto or cpu."
         )
-    if precision not in ("auto", "native"):
+    if precision not in ("auto", "native", *PRECISIONS):
         raise InvalidSetting(
-            f"Precision {precision!r} is not possible: this version computes with the checkpoint's own weights.",
-            "Use auto or native.",
+            f"There is no precision called {precision!r}.",
+            "Use auto or native (the checkpoint's own weights), or int8 or nf4 (lossy).",
         )
+
+
+def at_precision(checkpoint: OpenedCheckpoint, precision: str) -> OpenedCheckpoint:
+    """The same with experts planned at `precision`; "auto" is never lossy. Raises what `plan_quantised` raises."""
+    if precision not in PRECISIONS:
+        return checkpoint
+    return replace(checkpoint, index=plan_quantised(checkpoint, precision))
+
+
+def make_experts(checkpoint: OpenedCheckpoint, on_progress: Progress | None) -> None:
+    """Quantises the experts once, where the plan is to hold them so. Raises what `ensure_quantised` raises."""
+    if isinstance(checkpoint.index, QuantisedIndex):
+        ensure_quantised(checkpoint.index, on_progress)
 
 
 def context_for(config: PretrainedConfig, asked: int | None) -> int:
@@ -68,7 +82,7 @@ def prepare_kernels(dense: DenseModel, fast_path: bool, on_progress: Progress | 
     by_kernel = all(plain_activation(module) is not None for module in dense.experts_modules)
     dtypes = {param.dtype for layer in range(len(dense.experts_modules)) for param in dense.index.params(layer)}
     experts = dtypes.pop() if by_kernel and len(dtypes) == 1 else None
-    kernels.prepare(head.weight.dtype, experts, fast_path, on_progress)
+    kernels.prepare(head.weight.dtype, experts, fast_path, on_progress, dense.index.is_packed)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class ExpertIndex:
 
     `layer` counts MoE layers in forward order. `slot_bytes` (a multiple of 4096) is enough for any expert;
     `expert_bytes` is what the largest expert takes in the checkpoint. Where `needs_finish`, the bytes of a slot
-    are in order only after `finish`. `total_bytes` is all that the shards hold, `total_expert_bytes` the experts'
+    are in order only after `finish`; where `is_packed`, matrices are in few bits with scales beside them
+    (`engine.model.packed_product`). `total_bytes` is all that the shards hold, `total_expert_bytes` the experts'
     part of it; `dense_bytes` is the memory `load_dense` needs for the rest.
     """
 
@@ -53,6 +55,7 @@ class ExpertIndex:
         self.layer_names: tuple[str, ...] = tuple(experts.name for experts in skeleton.experts)
         self.experts_per_layer: tuple[int, ...] = tuple(experts.count for experts in skeleton.experts)
         self.top_k: int = max(experts.top_k for experts in skeleton.experts)
+        self.is_packed: bool = False
         self.needs_finish: bool = any(not group.direct for layer in self._layers for group in layer)
         self.slot_bytes: int = max(_slot_bytes(layer) for layer in self._layers)
         per_layer = [sum(part.nbytes for group in layer for part in group.parts) for layer in self._layers]
@@ -71,6 +74,10 @@ class ExpertIndex:
     def params(self, layer: int) -> tuple[ExpertParam, ...]:
         """The parameters in a slot that holds an expert of `layer`."""
         return tuple(param for group in self._layers[layer] for param in group.params)
+
+    def weights_per_expert(self, layer: int) -> int:
+        """How many numbers an expert of `layer` has, however they are stored."""
+        return sum(prod(param.shape) for param in self.params(layer))
 
     def ranges(self, key: ExpertKey) -> tuple[ByteRange, ...]:
         """What to read for one expert, in file order; ranges adjacent both on disk and in the slot are one."""

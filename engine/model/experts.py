@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
-from engine.model import kernels, upcast
+from engine.model import kernels, packed_product, upcast
 from engine.model.heap import return_hoard
+from engine.model.packed_product import PackedMatrix
 from engine.model.stored_linear import MAX_KERNEL_ROWS
 
 NAME = "expertflow"
@@ -209,14 +210,23 @@ def _batch_by_torch(module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Ten
 
 def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tensor, out: torch.Tensor) -> None:
     """One expert of any family on the seam: x [rows, width] -> out [rows, width], fp32."""
-    multiply = upcast.linear_transposed if getattr(module, "is_transposed", False) else upcast.linear
     gated = getattr(module, "has_gate", True)
     first = "gate_up_proj" if gated else "up_proj"
-    inner = multiply(x, tensors[first], _bias(tensors, first))
+    inner = _multiply(module, tensors, first, x)
     inner = module._apply_gate(inner) if gated else module.act_fn(inner)
-    multiply(inner, tensors["down_proj"], _bias(tensors, "down_proj"), out=out)
+    _multiply(module, tensors, "down_proj", inner, out)
     if getattr(module, "has_post_expert_norm", False):
         out.copy_(module.post_expert_norm(out))
+
+
+def _multiply(
+    module: Any, tensors: dict[str, torch.Tensor], name: str, x: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x times parameter `name`, in whichever form it is stored, and its bias."""
+    if (packed := PackedMatrix.of(tensors, name)) is not None:
+        return packed_product.linear(x, packed, _bias(tensors, name), out)
+    multiply = upcast.linear_transposed if getattr(module, "is_transposed", False) else upcast.linear
+    return multiply(x, tensors[name], _bias(tensors, name), out)
 
 
 def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ def workspace_bytes(config: PretrainedConfig, index: ExpertIndex, context_length
     """Scratch of one prefill pass of `rows` rows, the logits of one row, and the runtime's own needs."""
     text = config.get_text_config()
     hidden = text.hidden_size
-    expert_elements = [_elements(index, layer) for layer in range(len(index.experts_per_layer))]
+    expert_elements = [index.weights_per_expert(layer) for layer in range(len(index.experts_per_layer))]
     expert_width = max(elements for elements in expert_elements) // hidden
     activations = rows * (hidden * (_ROW_COPIES + index.top_k) + expert_width)
     mask = rows * context_length * 2  # as fp32 and as bool, rounded up
@@ -48,7 +48,3 @@ def footprint(config: PretrainedConfig, index: ExpertIndex, context_length: int)
         minimum_slots=min(index.top_k, max(index.experts_per_layer)),
         model_bytes_total=index.total_bytes,
     )
-
-
-def _elements(index: ExpertIndex, layer: int) -> int:
-    return sum(param.nbytes // param.dtype.itemsize for param in index.params(layer))

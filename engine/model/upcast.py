@@ -7,6 +7,7 @@ piece of at most `PIECE_BYTES` stays in the processor's cache between being rais
 from __future__ import annotations
 
 import threading
+from math import prod
 
 import torch
 
@@ -17,14 +18,18 @@ _scratch = threading.local()
 
 def raised(weight: torch.Tensor) -> torch.Tensor:
     """`weight` in fp32, in this thread's scratch: valid until the next call. At most PIECE_BYTES in fp32."""
-    if weight.dtype == torch.float32:
-        return weight
+    return weight if weight.dtype == torch.float32 else scratch(tuple(weight.shape)).copy_(weight)
+
+
+def scratch(shape: tuple[int, ...]) -> torch.Tensor:
+    """fp32 memory of this thread, valid until the next call; best at most PIECE_BYTES."""
+    count = prod(shape)
     buffer = getattr(_scratch, "buffer", None)
-    if buffer is None or buffer.numel() < weight.numel():
+    if buffer is None or buffer.numel() < count:
         with torch.inference_mode(False):  # or it could only ever be written to in inference mode
-            buffer = torch.empty(max(weight.numel(), PIECE_BYTES // 4), dtype=torch.float32)
+            buffer = torch.empty(max(count, PIECE_BYTES // 4), dtype=torch.float32)
         _scratch.buffer = buffer
-    return buffer[: weight.numel()].view(weight.shape).copy_(weight)
+    return buffer[:count].view(shape)
 
 
 def linear(

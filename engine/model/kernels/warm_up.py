@@ -9,6 +9,7 @@ import torch
 
 from engine.model.kernels.activation import SILU
 from engine.model.kernels.decode_kernels import DecodeKernels
+from engine.model.kernels.packed_product import four_bit_rows, int8_rows, raise_four_bit
 from engine.model.kernels.routing import combine
 from engine.model.kernels.storage import kernel_view
 from engine.model.kernels.tile_product import TILE_OUTPUTS, expert_rows, multiply_rows
@@ -19,16 +20,23 @@ Step = Callable[[], object]
 
 
 def warm_up(
-    dense: torch.dtype, experts: torch.dtype | None, fast_path: bool, on_progress: Progress | None = None
+    dense: torch.dtype,
+    experts: torch.dtype | None,
+    fast_path: bool,
+    on_progress: Progress | None = None,
+    packed: bool = False,
 ) -> None:
     """Compiles, or loads what an earlier start compiled, for weights stored in these dtypes.
 
-    Without `experts` the experts' kernel is left out, without `fast_path` those that only the fast path uses.
+    Without `experts` the experts' kernel is left out, without `fast_path` those that only the fast path uses;
+    with `packed` those for experts in few bits are added.
     """
     kernels = DecodeKernels()
     steps = _common_steps(kernels, _stored(dense))
     if experts is not None:
         steps += _experts_steps(kernels, _stored(experts))
+    if packed:
+        steps += _packed_steps()
     if fast_path:
         steps += _fast_path_steps(kernels, _stored(dense))
     for done, step in enumerate(steps):
@@ -61,6 +69,18 @@ def _experts_steps(kernels: DecodeKernels, experts: np.ndarray) -> list[Step]:
             address, 0, down_offset, slot[0], SILU, matrix, rows, rows, matrix.copy(), matrix.copy()
         ),
         lambda: expert_rows(tall, np.tile(experts, (TILE_OUTPUTS, TILE_OUTPUTS // 2)), SILU, matrix, rows, out),
+    ]
+
+
+def _packed_steps() -> list[Step]:
+    matrix, pair = np.ones((1, 1), np.float32), np.ones((1, 2), np.float32)
+    table, half_bytes = np.ones(16, np.float32), np.ones((1, 1), np.uint8)
+    return [
+        lambda: int8_rows(np.ones((1, 1), np.int8), matrix, matrix, matrix.copy()),
+        lambda: four_bit_rows(half_bytes, matrix, table, matrix, matrix, matrix.copy()),
+        lambda: four_bit_rows(half_bytes, half_bytes, table, matrix, matrix, matrix.copy()),
+        lambda: raise_four_bit(half_bytes, matrix, table, True, pair.copy()),
+        lambda: raise_four_bit(half_bytes, half_bytes, table, True, pair.copy()),
     ]
 
 

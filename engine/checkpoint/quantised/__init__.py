@@ -1,0 +1,19 @@
+"""Experts in fewer bits than the checkpoint's: made once into a cache folder, read from there like any experts."""
+
+from __future__ import annotations
+
+from engine.checkpoint.quantised.copies import QuantisedCopy, delete_copy, list_copies, quantised_dir
+from engine.checkpoint.quantised.ensure import ensure_quantised, plan_quantised
+from engine.checkpoint.quantised.formats import PRECISIONS
+from engine.checkpoint.quantised.index import QuantisedIndex
+
+__all__ = [
+    "PRECISIONS",
+    "QuantisedCopy",
+    "QuantisedIndex",
+    "delete_copy",
+    "ensure_quantised",
+    "list_copies",
+    "plan_quantised",
+    "quantised_dir",
+]

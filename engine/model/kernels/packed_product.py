@@ -1,0 +1,73 @@
+"""Products with matrices stored in few bits, raised to fp32 in registers, and raising them to memory."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels.int8_product import int8_dot
+from engine.model.kernels.storage import bits_to_float32
+
+
+def scale_value(stored):
+    """A block's scale as float32: as it is, or two to a biased exponent (uint8); kernels only."""
+    raise NotImplementedError("scale_value exists inside compiled kernels only")
+
+
+@overload(scale_value)
+def _scale_value(stored):
+    if stored == types.uint8:
+        # the exponent's place in a float32; below the smallest normal number one bit of the fraction
+        return lambda stored: bits_to_float32(np.uint32(stored) << np.uint32(23) if stored else np.uint32(1 << 22))
+    if stored == types.float32:
+        return lambda stored: stored
+    return None
+
+
+@parallel_kernel
+def int8_rows(numbers, scales, x, out):
+    """out[r] = (numbers * scales) @ x[r]; numbers int8 [outputs, inputs], scales float32 [outputs, 1],
+    x and out float32 [rows, ...].
+    """
+    for o in prange(numbers.shape[0]):
+        for r in range(x.shape[0]):
+            out[r, o] = int8_dot(numbers[o], x[r]) * scales[o, 0]
+
+
+@parallel_kernel
+def four_bit_rows(numbers, scales, table, high, low, out):
+    """out[r] = weight @ x[r], two numbers a byte.
+
+    numbers uint8 [outputs, bytes]; scales [outputs, blocks] float32 or uint8 exponents; table float32 [16]; high and
+    low float32 [rows, bytes]: the inputs that meet the upper and the lower half of each byte; out float32.
+    """
+    blocks = scales.shape[1]
+    block_bytes = numbers.shape[1] // blocks
+    for o in prange(numbers.shape[0]):
+        for r in range(high.shape[0]):
+            total = np.float32(0)
+            for b in range(blocks):
+                part = np.float32(0)
+                for i in range(b * block_bytes, (b + 1) * block_bytes):
+                    byte = numbers[o, i]
+                    part += table[byte >> 4] * high[r, i] + table[byte & 15] * low[r, i]
+                total += part * scale_value(scales[o, b])
+            out[r, o] = total
+
+
+@parallel_kernel
+def raise_four_bit(numbers, scales, table, high_first, out):
+    """out [outputs, 2 * bytes] float32 = the matrix itself; high_first: the upper half of a byte comes earlier."""
+    blocks = scales.shape[1]
+    block_bytes = numbers.shape[1] // blocks
+    high = 0 if high_first else 1
+    for o in prange(numbers.shape[0]):
+        for b in range(blocks):
+            scale = scale_value(scales[o, b])
+            for i in range(b * block_bytes, (b + 1) * block_bytes):
+                byte = numbers[o, i]
+                out[o, 2 * i + high] = table[byte >> 4] * scale
+                out[o, 2 * i + 1 - high] = table[byte & 15] * scale
