@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import random
@@ -10,12 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ALIGNMENT_BYTES = 4096
 PROBE_FILE_BYTES = 64 << 20
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would read text up to its end mark
 
 
 @dataclass(frozen=True)
@@ -49,36 +52,87 @@ def probe_file(file: Path, piece_bytes: int = 4 << 20, seconds: float = 0.8) -> 
 
     Raises OSError where the file cannot be read, ValueError where it is smaller than one disk block.
     """
-    size = file.stat().st_size
-    piece = min(piece_bytes, size) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-    if piece == 0:
-        raise ValueError(f"{file} is smaller than {ALIGNMENT_BYTES} bytes: nothing to measure.")
+    piece, offsets = _pieces(file, piece_bytes)
     direct = _supports_direct(file)
-    offsets = list(range(0, size - piece + 1, piece))
     shuffled = random.Random(0).sample(offsets, len(offsets))
 
     def speed(order: list[int], readers: int) -> float:
         return _read_speed(file, order, piece, readers, seconds / 4, direct)
 
-    explanation = (
-        "Read past the page cache (O_DIRECT)."
-        if direct
-        else "This file system has no O_DIRECT: pages were dropped before reading instead."
-    )
     return DiskProbe(
-        direct, piece, speed(offsets, 1), speed(offsets, 2), speed(shuffled, 1), speed(shuffled, 2), explanation
+        direct, piece, speed(offsets, 1), speed(offsets, 2), speed(shuffled, 1), speed(shuffled, 2), _explain(direct)
     )
 
 
 def probe_folder(folder: Path, piece_bytes: int = 4 << 20) -> DiskProbe:
-    """The same on a temporary file in `folder` (64 MiB, deleted again), for when there is no model yet."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-probe-") as file:
-        block = os.urandom(1 << 20)  # some drives and file systems compress, zeros would flatter them
-        for _ in range(PROBE_FILE_BYTES // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        return probe_file(Path(file.name), piece_bytes)
+    """The same on a temporary file in `folder`, for when there is no model yet."""
+    with temporary_file(folder) as file:
+        return probe_file(file, piece_bytes)
+
+
+@contextmanager
+def temporary_file(folder: Path) -> Iterator[Path]:
+    """A file in `folder` that is worth reading (64 MiB, on its disk), deleted when left. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".disk-probe-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            block = os.urandom(1 << 20)  # some drives and file systems compress, zeros would flatter them
+            for _ in range(PROBE_FILE_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+class DiskReading:
+    """Reads pieces of a file, one a step, going round the offsets. Use `with`."""
+
+    def __init__(self, file: Path, offsets: list[int], piece_bytes: int, direct: bool) -> None:
+        self._file = file
+        self._offsets = itertools.cycle(offsets)
+        self._piece_bytes = piece_bytes
+        self._direct = direct
+
+    def __enter__(self) -> DiskReading:
+        self._descriptor = os.open(self._file, _READ_ONLY | (os.O_DIRECT if self._direct else 0))
+        self._buffer = mmap.mmap(-1, self._piece_bytes)  # page-aligned, as O_DIRECT asks for
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._buffer.close()
+        os.close(self._descriptor)
+
+    def step(self) -> int:
+        """Reads one piece; its bytes. Raises OSError."""
+        offset = next(self._offsets)
+        if not self._direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, self._piece_bytes, os.POSIX_FADV_DONTNEED)
+        return _read_piece(self._descriptor, self._buffer, offset)
+
+
+def random_reading(file: Path, piece_bytes: int) -> DiskReading:
+    """Pieces at random, as experts are read. Raises as `probe_file` does."""
+    piece, offsets = _pieces(file, piece_bytes)
+    return DiskReading(file, random.Random(1).sample(offsets, len(offsets)), piece, _supports_direct(file))
+
+
+def _pieces(file: Path, piece_bytes: int) -> tuple[int, list[int]]:
+    """The size that pieces really have, and where they begin."""
+    size = file.stat().st_size
+    piece = min(piece_bytes, size) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    if piece == 0:
+        raise ValueError(f"{file} is smaller than {ALIGNMENT_BYTES} bytes: nothing to measure.")
+    return piece, list(range(0, size - piece + 1, piece))
+
+
+def _explain(direct: bool) -> str:
+    if direct:
+        return "Read past the page cache (O_DIRECT)."
+    if hasattr(os, "posix_fadvise"):
+        return "This file system has no O_DIRECT: pages were dropped before reading instead."
+    return "This system keeps what was read in RAM: the figures may be those of RAM."
 
 
 def _supports_direct(file: Path) -> bool:
@@ -86,7 +140,7 @@ def _supports_direct(file: Path) -> bool:
     if not hasattr(os, "O_DIRECT"):
         return False
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        descriptor = os.open(file, _READ_ONLY | os.O_DIRECT)
     except OSError as problem:
         if problem.errno == errno.EINVAL:
             return False
@@ -107,30 +161,18 @@ def _read_speed(file: Path, offsets: list[int], piece: int, readers: int, second
     """Bytes per second of `readers` threads that share the offsets, going round until time is up."""
     begin = time.perf_counter()
     deadline = begin + seconds
-    shares = [_go_round(offsets[reader::readers] or offsets) for reader in range(readers)]
+    shares = [DiskReading(file, offsets[reader::readers] or offsets, piece, direct) for reader in range(readers)]
     with ThreadPoolExecutor(readers, "disk-probe") as pool:
-        reads = [pool.submit(_read_until, deadline, file, share, piece, direct) for share in shares]
+        reads = [pool.submit(_read_until, deadline, share) for share in shares]
         read_bytes = sum(read.result() for read in reads)
     return read_bytes / (time.perf_counter() - begin)
 
 
-def _go_round(offsets: list[int]) -> Iterator[int]:
-    while True:
-        yield from offsets
-
-
-def _read_until(deadline: float, file: Path, offsets: Iterator[int], piece: int, direct: bool) -> int:
+def _read_until(deadline: float, reading: DiskReading) -> int:
     total = 0
-    descriptor = os.open(file, os.O_RDONLY | (os.O_DIRECT if direct else 0))
-    try:
-        with mmap.mmap(-1, piece) as buffer:  # page-aligned, as O_DIRECT asks for
-            while total == 0 or time.perf_counter() < deadline:
-                offset = next(offsets)
-                if not direct and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, offset, piece, os.POSIX_FADV_DONTNEED)
-                total += _read_piece(descriptor, buffer, offset)
-    finally:
-        os.close(descriptor)
+    with reading:
+        while total == 0 or time.perf_counter() < deadline:
+            total += reading.step()
     return total
 
 
