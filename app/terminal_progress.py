@@ -19,14 +19,25 @@ def progress_on_stderr() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("Starting", total=None)
+        task = bars.add_task("Starting", total=None, amount="")
 
         def report(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total or None)
+            bars.update(task, description=stage, completed=done, total=total or None, amount=_amount(done, total))
 
         yield report
+
+
+def _amount(done: int, total: int) -> str:
+    """Stages that count millions count bytes."""
+    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if total >= 1_000_000 else ""
 
 
 class _Lines:

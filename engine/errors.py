@@ -102,3 +102,15 @@ class PortInUse(EngineError):
 
 class TraceStoreUnavailable(EngineError):
     """The file of recorded routing cannot be opened, read or written."""
+
+
+class AccessDenied(EngineError):
+    """The hub wants to know who asks: a gated or private model, or a token it does not accept."""
+
+
+class HubUnreachable(EngineError):
+    """The hub cannot be asked: no network, offline mode, or it does not answer properly."""
+
+
+class DownloadBusy(EngineError):
+    """The same model is being downloaded already, here or by another program."""

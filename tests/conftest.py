@@ -8,6 +8,7 @@ import pytest
 import engine  # noqa: F401 - before anything imports torch: it sets how OpenMP threads wait
 from launcher.chromium import HOW_TO_GET_IT, find_chromium
 from tests.fixtures_builtin import builtin_model  # noqa: F401 - a fixture for all
+from tests.fixtures_hub import hub  # noqa: F401 - a fixture for all
 
 hypothesis.settings.register_profile("expertflow", deadline=None)  # timing never decides a test
 hypothesis.settings.load_profile("expertflow")

@@ -1,4 +1,4 @@
-"""`models`: what is on this machine; `models delete` frees the space."""
+"""`models`: what is on this machine; show one before it is downloaded, download it, delete it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.terminal import AsJson, command, present
+from app.commands.options import Budget, ContextLength
+from app.terminal import FAILED, AsJson, command, present
 from app.terminal_progress import Progress
 
 if TYPE_CHECKING:
+    from app.model_offer import ModelOffer
     from engine.checkpoint.catalog import ModelInfo, UnusableModel
 
     Scan = tuple[list[ModelInfo], list[UnusableModel]]
 
-models = typer.Typer(help="What is on this machine; `models delete NAME` frees the space.")
+CARD_CHARACTERS = 1500
+
+models = typer.Typer(help="What is on this machine; `show`, `download` and `delete` a model.")
 
 
 @models.callback(invoke_without_command=True)
@@ -40,6 +44,82 @@ def delete(
         typer.echo("Nothing was deleted.", err=True)
         raise typer.Exit(1)
     present(lambda _: delete_model(name), lambda freed: print(f"Freed {freed / 1e9:.2f} GB."), as_json, _freed)
+
+
+@models.command()
+@command
+def show(name: str, budget: Budget = None, context_length: ContextLength = None, as_json: AsJson = False) -> None:
+    """What a model is and whether it will fit here, from its config and headers alone; before any download."""
+    from app.model_offer import make_offer
+    from app.settings import load_settings
+
+    settings = load_settings({"budget": budget, "context_length": context_length})
+    offer = present(lambda on_progress: make_offer(name, settings, on_progress), _show_offer, as_json, _offer_to_json)
+    if offer.error is not None:
+        raise typer.Exit(FAILED)
+
+
+@models.command()
+@command
+def download(name: str, as_json: AsJson = False) -> None:
+    """Fetches "org/name" from the hub; goes on where an earlier download stopped, and checks what it fetched."""
+    from app.model_offer import make_offer
+    from app.settings import load_settings
+    from engine.checkpoint.hub.download import fetch_all
+
+    settings = load_settings({})
+
+    def work(on_progress: Progress) -> ModelOffer:
+        offer = make_offer(name, settings, on_progress)  # what cannot be run is told before it is fetched
+        if offer.estimate.download is not None:
+            offer.estimate.download.require_space()
+            fetch_all(offer.estimate.download, on_progress)
+        return offer
+
+    present(work, _show_downloaded, as_json, _downloaded_to_json)
+
+
+def _show_offer(offer: ModelOffer) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=offer.name, show_header=False, title_justify="left")
+    for row in offer.facts:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in offer.sentences:
+        console.print(f"{'!' if offer.error else '-'} {sentence}", markup=False, highlight=False)
+    if card := _card(offer):
+        console.print(f"\n{card}", markup=False, highlight=False)
+    if not offer.is_here:
+        console.print(f"\n`python launch.py models download {offer.name}` fetches it.", markup=False, highlight=False)
+
+
+def _card(offer: ModelOffer) -> str:
+    from engine.checkpoint.model_card import read_model_card
+
+    card = read_model_card(offer.estimate.folder) or ""
+    return card if len(card) <= CARD_CHARACTERS else f"{card[:CARD_CHARACTERS].rstrip()} ..."
+
+
+def _offer_to_json(offer: ModelOffer) -> dict[str, Any]:
+    return offer.to_dict() | {"card": _card(offer)}
+
+
+def _show_downloaded(offer: ModelOffer) -> None:
+    print(f"{offer.name} is on this machine: {_folder(offer)}")
+    for sentence in offer.sentences:
+        print(f"- {sentence}")
+
+
+def _downloaded_to_json(offer: ModelOffer) -> dict[str, Any]:
+    return offer.to_dict() | {"is_here": True, "download_bytes": 0, "path": _folder(offer)}
+
+
+def _folder(offer: ModelOffer) -> str:
+    found = offer.estimate.download
+    return str(found.repository.snapshot if found else offer.estimate.folder)
 
 
 def _freed(freed_bytes: int) -> dict[str, int]:

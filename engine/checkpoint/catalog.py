@@ -12,11 +12,15 @@ from typing import Any
 
 from engine.checkpoint import builtin
 from engine.checkpoint.expert_index import ExpertIndex
+from engine.checkpoint.safetensors_header import missing_weights
+from engine.checkpoint.weight_formats import GGUF, OTHER_SUFFIXES, gguf_refusal
 from engine.errors import EngineError, InvalidSetting, ModelNotFound
 from engine.paths import models_dir
 
 CONFIG_NAME = "config.json"
 DELETING_PREFIX = ".deleting-"
+HUB_CACHE = "Hugging Face cache"
+DOWNLOAD_COMMAND = "python launch.py models download"
 LIST_REMEDY = "`models` lists what is on this machine."
 
 Progress = Callable[[str, int, int], None]
@@ -71,6 +75,8 @@ def scan_models() -> tuple[list[ModelInfo], list[UnusableModel]]:
     unusable: list[UnusableModel] = []
     for name, path, source in [(builtin.BUILTIN_NAME, models_dir(), "built-in"), *_found()]:
         try:
+            if source == HUB_CACHE and missing_weights(path):
+                raise unfinished_download(name)
             models.append(_describe_builtin() if source == "built-in" else describe_model(name, path, source))
         except EngineError as error:
             unusable.append(UnusableModel(name, path, error.cause, error.remedy))
@@ -119,12 +125,22 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path | None:
         return builtin.builtin_path() if builtin.is_complete(builtin.builtin_path()) else None
     if path.is_dir():
         return path.resolve()
+    if path.is_file() and path.suffix.lower() == GGUF:
+        raise gguf_refusal(f"{path} is a GGUF file")
     if path.is_file():
         raise ModelNotFound(f"{path} is a file, not a model's folder.", f"Give the folder it lies in: {path.parent}.")
-    for found, folder, _ in _found():
+    for found, folder, source in _found():
         if found == name:
+            if source == HUB_CACHE and missing_weights(folder):
+                raise unfinished_download(name)
             return folder
     raise ModelNotFound(f"There is no model {name!r} on this machine.", _how_to_get(name))
+
+
+def cached_config(name: str) -> Path | None:
+    """The folder in Hugging Face's cache with at least the config of "org/name", whole or not."""
+    found = (path for cached, path in _hugging_face_cache() if cached == name and (path / CONFIG_NAME).is_file())
+    return next(found, None)
 
 
 def find_deletable(name: str) -> Path:
@@ -165,7 +181,9 @@ def _found() -> Iterator[tuple[str, Path, str]]:
     """(name, folder, source) of everything but the built-in model that may be a model, judged by its config."""
     for path in _own_folders():
         yield path.name, path, "models folder"
-    yield from ((name, path, "Hugging Face cache") for name, path in _hugging_face_cache() if _mentions_experts(path))
+    for name, path in _hugging_face_cache():
+        if _mentions_experts(path) and not is_only_looked_at(path):
+            yield name, path, HUB_CACHE
 
 
 def _own_folders() -> list[Path]:
@@ -180,7 +198,8 @@ def _own_folders() -> list[Path]:
 
 
 def _hugging_face_cache() -> Iterator[tuple[str, Path]]:
-    """(org/name, snapshot folder) of every model downloaded with Hugging Face's tools; the main branch if there."""
+    """(org/name, snapshot folder) of every model downloaded with Hugging Face's tools; a whole one of the main branch
+    if there."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
@@ -188,7 +207,10 @@ def _hugging_face_cache() -> Iterator[tuple[str, Path]]:
     except CacheNotFound:
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
-        revisions = sorted(repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified))
+        revisions = sorted(
+            repo.revisions,
+            key=lambda one: (not missing_weights(one.snapshot_path), "main" in one.refs, one.last_modified),
+        )
         if repo.repo_type == "model" and revisions:
             yield repo.repo_id, revisions[-1].snapshot_path
 
@@ -214,10 +236,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def is_repository_name(name: str) -> bool:
+    """Whether `name` may be a repository's on the hub, "org/name", rather than a path."""
+    return name.count("/") == 1 and not name.startswith((".", "~", "/")) and not name.endswith("/") and "\\" not in name
+
+
+def is_only_looked_at(path: Path) -> bool:
+    """Whether a snapshot holds a config and perhaps an index, but no weight: somebody asked what it would need."""
+    return (path / CONFIG_NAME).is_file() and not any(
+        file.suffix in {".safetensors", *OTHER_SUFFIXES} for file in path.iterdir()
+    )
+
+
+def unfinished_download(name: str) -> ModelNotFound:
+    """Only a part of the model is in the cache."""
+    return ModelNotFound(
+        f"Of {name} only a part is on this machine: its download is not finished.",
+        f"`{DOWNLOAD_COMMAND} {name}` fetches the rest.",
+    )
+
+
 def _how_to_get(name: str) -> str:
-    is_repository = name.count("/") == 1 and not name.startswith((".", "~", "/"))
-    if is_repository:
-        return f"Download it with `hf download {name}` and try again, or choose another: {LIST_REMEDY}"
+    if is_repository_name(name):
+        return f"Download it with `{DOWNLOAD_COMMAND} {name}` and try again, or choose another: {LIST_REMEDY}"
     return f"Check the spelling or the path: {LIST_REMEDY}"
 
 

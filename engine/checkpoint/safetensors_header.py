@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from engine.checkpoint.weight_formats import OTHER_SUFFIXES, refuse_other_formats
 from engine.errors import CheckpointCorrupt, CheckpointUnreadable, ModelNotFound, UnsupportedModel
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -74,9 +76,19 @@ def read_checkpoint_headers(path: Path) -> CheckpointTensors:
     promised = _read_weight_map(path)
     names = sorted(set(promised.values())) if promised else [_single_file_name(path)]
     files = tuple(path / name for name in names)
+    return join_shards(files, [_read_file_header(file, number) for number, file in enumerate(files)], promised)
+
+
+def join_shards(
+    files: tuple[Path, ...], shards: Sequence[Mapping[str, TensorLocation]], promised: Mapping[str, str]
+) -> CheckpointTensors:
+    """One checkpoint from its shards' tensors; `promised` is the weight map of the index, if there is one.
+
+    Raises CheckpointCorrupt (a tensor missing or there twice).
+    """
     tensors: dict[str, TensorLocation] = {}
-    for number, file in enumerate(files):
-        for name, location in _read_file_header(file, number).items():
+    for file, shard in zip(files, shards, strict=True):
+        for name, location in shard.items():
             if name in tensors:
                 first = files[tensors[name].file].name
                 raise CheckpointCorrupt(
@@ -87,20 +99,32 @@ def read_checkpoint_headers(path: Path) -> CheckpointTensors:
     for name, file_name in promised.items():
         if name not in tensors:
             raise CheckpointCorrupt(
-                f"Tensor {name} is missing from {path / file_name}, though {INDEX_NAME} lists it.", DOWNLOAD_AGAIN
+                f"Tensor {name} is missing from {files[0].parent / file_name}, though {INDEX_NAME} lists it.",
+                DOWNLOAD_AGAIN,
             )
     return CheckpointTensors(files, tensors)
+
+
+def missing_weights(path: Path) -> list[str]:
+    """Files of safetensors weights that the folder should hold and does not, as while it is being downloaded.
+
+    Empty where there are weights in another format instead: that is another matter.
+    """
+    if (path / SINGLE_NAME).exists():
+        return []
+    if not (path / INDEX_NAME).exists():
+        return [SINGLE_NAME] if not any(file.suffix in OTHER_SUFFIXES for file in path.glob("*")) else []
+    try:
+        shards = parse_weight_map(_read_bytes(path / INDEX_NAME, 0, None))
+    except ValueError:
+        return [INDEX_NAME]
+    return sorted({name for name in shards.values() if not (path / name).exists()})
 
 
 def _single_file_name(path: Path) -> str:
     if (path / SINGLE_NAME).exists():
         return SINGLE_NAME
-    others = sorted(p.name for p in path.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".gguf"})
-    if others:
-        raise UnsupportedModel(
-            f"The weights in {path} are not in safetensors format ({others[0]}).",
-            "Get the safetensors version of this model.",
-        )
+    refuse_other_formats(str(path), [file.name for file in path.glob("*")])
     raise CheckpointCorrupt(
         f"{path} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME} is there.", "Download the model again."
     )
@@ -112,15 +136,24 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     if (path / SINGLE_NAME).exists() or not index.exists():
         return {}
     try:
-        weight_map = json.loads(_read_bytes(index, 0, None))["weight_map"]
-        shards = dict(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{index} is not a list of shards ({error}).", DOWNLOAD_AGAIN) from error
-    for name in sorted({str(name) for name in shards.values()}):
-        if Path(name).name != name:
-            raise CheckpointCorrupt(f"{index} names a shard outside its folder: {name}.", DOWNLOAD_AGAIN)
+        shards = parse_weight_map(_read_bytes(index, 0, None))
+    except ValueError as error:
+        raise CheckpointCorrupt(f"{index} {error}.", DOWNLOAD_AGAIN) from error
+    for name in sorted(set(shards.values())):
         if not (path / name).exists():
             raise CheckpointCorrupt(f"Shard {path / name} is missing, though {INDEX_NAME} lists it.", DOWNLOAD_AGAIN)
+    return shards
+
+
+def parse_weight_map(raw: bytes) -> dict[str, str]:
+    """Tensor name to shard file name, from the content of an index file. Raises ValueError saying what it "is"."""
+    try:
+        shards = dict(json.loads(raw)["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"is not a list of shards ({error})") from error
+    for name in sorted({str(name) for name in shards.values()}):
+        if Path(name).name != name:
+            raise ValueError(f"names a shard outside its folder: {name}")
     return shards
 
 
@@ -147,11 +180,19 @@ def _read_file_header(file: Path, number: int) -> dict[str, TensorLocation]:
     if data_start > file_bytes:
         _corrupt(file, f"is truncated: its header needs {data_start} bytes, the file has {file_bytes}")
     header = _parse_header(file, _read_bytes(file, LENGTH_FIELD_BYTES, header_bytes))
-    tensors = {name: _locate(file, number, name, entry, data_start) for name, entry in header.items()}
+    tensors = locate_tensors(file, number, header, data_start)
     expected_bytes = max((t.offset + t.nbytes for t in tensors.values()), default=data_start)
     if expected_bytes > file_bytes:
         _corrupt(file, f"is truncated: expected {expected_bytes} bytes, found {file_bytes}")
     return tensors
+
+
+def locate_tensors(file: Path, number: int, header: Mapping[str, Any], data_start: int) -> dict[str, TensorLocation]:
+    """The tensors of shard `number`, whose data begins at byte `data_start`, from the entries of its header.
+
+    Raises CheckpointCorrupt (an entry that makes no sense), UnsupportedModel (an unknown dtype).
+    """
+    return {name: _locate(file, number, name, entry, data_start) for name, entry in header.items()}
 
 
 def _parse_header(file: Path, raw: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from engine.checkpoint.catalog import (
     resolve_model,
     scan_models,
 )
-from engine.errors import InvalidSetting, ModelNotFound
+from engine.errors import InvalidSetting, ModelNotFound, UnsupportedModel
 from engine.paths import models_dir
 from tests.tiny_models import tiny_checkpoint, tiny_config
 
@@ -156,7 +156,12 @@ def test_demo_is_built_when_it_is_asked_for(monkeypatch, home):
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("org/name", "hf download org/name"), ("/no/where", "path"), ("../up", "path"), ("mispelt", "spelling")],
+    [
+        ("org/name", "python launch.py models download org/name"),
+        ("/no/where", "path"),
+        ("../up", "path"),
+        ("mispelt", "spelling"),
+    ],
 )
 def test_what_is_not_there_says_how_to_get_it(name, remedy):
     with pytest.raises(ModelNotFound) as caught:
@@ -217,3 +222,46 @@ def test_the_shared_cache_is_left_to_its_own_tool(home):
     with pytest.raises(InvalidSetting, match="other programs use") as caught:
         delete_model("org/moe")
     assert "hf cache" in caught.value.remedy
+
+
+def test_a_model_that_was_only_looked_at_is_not_listed(home):
+    looked_at = home / "looked-at"
+    looked_at.mkdir()
+    shutil.copy(tiny_checkpoint("mixtral") / "config.json", looked_at)
+    put_in_hugging_face_cache(home, "org/moe", {"main": looked_at})
+    models, unusable = scan_models()
+    assert names(models) == ["demo"]
+    assert unusable == []
+    with pytest.raises(ModelNotFound, match="no model 'org/moe'") as caught:
+        find_model("org/moe")
+    assert "python launch.py models download org/moe" in caught.value.remedy
+
+
+def test_an_unfinished_download_says_how_to_finish_it(home):
+    half = home / "half"
+    shutil.copytree(tiny_checkpoint("mixtral", sharded=True), half)
+    sorted(half.glob("*.safetensors"))[0].unlink()
+    put_in_hugging_face_cache(home, "org/moe", {"main": half})
+    models, (unusable,) = scan_models()
+    assert names(models) == ["demo"]
+    assert "not finished" in unusable.cause
+    with pytest.raises(ModelNotFound, match="only a part") as caught:
+        resolve_model("org/moe")
+    assert "python launch.py models download org/moe" in caught.value.remedy
+
+
+def test_a_newer_commit_that_is_not_whole_does_not_hide_the_one_that_is(home):
+    looked_at = home / "looked-at"
+    looked_at.mkdir()
+    shutil.copy(tiny_checkpoint("mixtral") / "config.json", looked_at)
+    put_in_hugging_face_cache(home, "org/moe", {"v1": tiny_checkpoint("mixtral"), "main": looked_at})
+    assert names(list_models()) == ["demo", "org/moe"]
+    assert find_model("org/moe").name == f"{0:040x}"
+
+
+def test_a_gguf_file_is_refused_with_the_reason(home):
+    file = home / "model-q4.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedModel, match="as a whole") as caught:
+        find_model(file)
+    assert "safetensors" in caught.value.remedy
