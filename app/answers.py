@@ -187,12 +187,15 @@ def _answer_stats(live: LiveAnswer, engine: Engine, before: Any) -> dict[str, An
     interval = (engine.stats() - before).to_dict()
     tokens = len(live.token_ids)
     later = max(tokens - 1, 0)
+    speed = later / live.decoding_seconds if live.decoding_seconds > 0 else None
+    emulation = engine.snapshot().emulation
     return {
         "tokens": tokens,
         "first_token_seconds": live.first_token_seconds,
-        "tokens_per_second": later / live.decoding_seconds if live.decoding_seconds > 0 else None,
+        "tokens_per_second": speed if speed is None or emulation is None else speed * emulation.dilation,
         "hit_rate": interval.get("hit_rate"),
         "stall_seconds": interval.get("stall_seconds"),
+        **({} if emulation is None else {"emulated": emulation.label, "time_dilation": emulation.dilation}),
     }
 
 

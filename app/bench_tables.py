@@ -19,7 +19,7 @@ def show_decode(report: Report) -> None:
     for run in report["runs"]:
         rates = [f"{run[name]:.0%}" for name in ("hit_rate", "late_rate", "miss_rate")]
         table.add_row(
-            run["link"],
+            run.get("emulated", run["link"]),
             run["policy"],
             run["budget"],
             f"{run['tokens_per_second']:.2f}",

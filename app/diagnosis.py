@@ -52,7 +52,7 @@ def diagnose(settings: Settings, on_progress: Progress) -> Diagnosis:
     on_progress("Reading the model's headers", 0, 0)
     path = _examine_model(found, settings)
     on_progress("Measuring the disk", 0, 0)
-    _examine_disk(found, path)
+    _examine_disk(found, path, settings.link)
     return found
 
 
@@ -93,11 +93,10 @@ def _examine_model(found: Diagnosis, settings: Settings) -> Path | None:
 
 def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     from engine.cache.policy_choice import check_policy
+    from engine.card_emulation import plan_memory
     from engine.checkpoint.catalog import describe_model
     from engine.checkpoint.expert_index import ExpertIndex
     from engine.checkpoint.skeleton import read_config
-    from engine.hardware.available_memory import available_ram_bytes
-    from engine.hardware.memory_plan import make_plan
     from engine.loading import context_for, require_supported
     from engine.model.footprint import footprint
 
@@ -107,7 +106,7 @@ def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     context_length = context_for(config, settings.context_length)
     found.model = describe_model(settings.model, path, "chosen").to_dict()
     needs = footprint(config, ExpertIndex.from_checkpoint(path), context_length)
-    plan = make_plan(needs, settings.budget, available_ram_bytes())
+    plan = plan_memory(needs, settings.budget, settings.link)
     found.plan = plan.to_dict()
     found.decisions += [
         f"The context holds {context_length} tokens, which takes {format_bytes(plan.near_bytes_kv)}.",
@@ -128,7 +127,7 @@ def _policy_words(policy: str) -> str:
     )
 
 
-def _examine_disk(found: Diagnosis, model: Path | None) -> None:
+def _examine_disk(found: Diagnosis, model: Path | None, link: str) -> None:
     from engine.hardware.disk_probe import probe_file, probe_folder
     from engine.lab.page_cache import weight_files
 
@@ -143,7 +142,7 @@ def _examine_disk(found: Diagnosis, model: Path | None) -> None:
         found.warnings.append(f"The disk's speed could not be measured: {error}.")
         return
     found.disk["speed"] = probe.to_dict()
-    if found.plan is not None and found.plan["expert_share"] < 1:
+    if found.plan is not None and found.plan["expert_share"] < 1 and not link.startswith("emulated"):
         seconds = found.plan["slot_bytes"] / probe.best_bytes_per_second
         found.decisions.append(
             f"Experts wait on disk and are read at {format_bytes(int(probe.best_bytes_per_second))} a second: "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from engine.hardware.gpu_profiles import GpuProfile
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ def near_memory(device: str) -> NearMemory:
         return _card_memory(device)
     memory = psutil.virtual_memory()
     return NearMemory("RAM", memory.total, memory.available)
+
+
+def emulated_memory(card: GpuProfile, ours_bytes: int) -> NearMemory:
+    """The memory of a card that is not here, in which nothing else is."""
+    return NearMemory(card.label, card.vram_bytes, max(card.vram_bytes - ours_bytes, 0))
 
 
 def _card_memory(device: str) -> NearMemory:

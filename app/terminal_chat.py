@@ -127,9 +127,12 @@ def typed_lines(prompt: str) -> Iterator[str]:
 
 def describe_stats(engine: Engine) -> str:
     """Counters since load, in words."""
-    stats = engine.stats()
+    stats, emulation = engine.stats(), engine.snapshot().emulation
+    emulated = (
+        "" if emulation is None else f" ({emulation.label}, in its time: {emulation.dilation:.3g} x this machine's)"
+    )
     return (
-        f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} a second; experts: {stats.hits} hits, "
+        f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} a second{emulated}; experts: {stats.hits} hits, "
         f"{stats.late} late, {stats.misses} misses ({stats.hit_rate:.0%} ready when needed); "
         f"{format_bytes(stats.bytes_total)} moved, {stats.stall_seconds:.1f} s waited for them; memory "
         f"{format_bytes(stats.near_bytes_total)} of a model of {format_bytes(stats.model_bytes_total)} "

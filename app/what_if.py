@@ -51,7 +51,7 @@ def what_if(trace: RoutingTrace, stats: Any, experts: int, lowest_percent: float
     """From recent decoding steps and EngineStats since load; None while they are too few.
 
     Hits are those of the default plain cache; a miss costs what it cost on average so far, and a token without any
-    what it took without the waiting.
+    what it took without the waiting. Speeds are in the time of an emulated card where there is one.
     """
     if len(trace) < FEWEST_TOKENS or not stats.decode_steps:
         return None
@@ -79,4 +79,4 @@ def _speed(hit_rate: np.ndarray, activations_per_token: float, stats: Any) -> np
         return None
     computing = (stats.decode_seconds - stats.stall_seconds) / stats.decode_steps
     per_miss = stats.stall_seconds / missed
-    return 1 / (computing + (1 - hit_rate) * activations_per_token * per_miss)
+    return stats.time_dilation / (computing + (1 - hit_rate) * activations_per_token * per_miss)

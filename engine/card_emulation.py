@@ -28,6 +28,8 @@ from engine.model.kv_cache import KvCache
 from engine.model.resident_experts import ResidentLease
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from engine.cache.link import Link
     from engine.checkpoint.dense_model import DenseModel
     from engine.checkpoint.expert_index import ExpertIndex
@@ -109,22 +111,32 @@ def emulate_card(link: Link, dense: DenseModel, on_progress: Progress | None = N
         return measure_resident_token(dense, link, fast, on_progress)
 
     here = stored_measurement(_identity(dense.index, fast), measure)
-    emulation = CardEmulation(link.card, here, link.card.token_seconds(bytes_read_per_token(dense)))
+    emulation = CardEmulation(link.card, here, link.card.token_seconds(_bytes_of(dense)))
     link.speed = emulation.speed
     return emulation
 
 
-def bytes_read_per_token(dense: DenseModel) -> int:
+def _bytes_of(dense: DenseModel) -> int:
+    return bytes_read_per_token(dense.model, dense.index, dense.model.get_input_embeddings().weight.element_size())
+
+
+def bytes_read_per_token(model: PreTrainedModel, index: ExpertIndex, embedding_itemsize: int) -> int:
     """Weights of one decoded token in the checkpoint's dtype: the dense ones and top-k experts of each layer.
 
     Of an input embedding that is not the head's one row is read: it is not counted. Neither is the KV cache.
+    `model` may be a skeleton without weights.
     """
-    index = dense.index
-    embedding, head = dense.model.get_input_embeddings().weight, dense.model.get_output_embeddings()
-    tied = head is not None and head.weight.data_ptr() == embedding.data_ptr()
-    table_bytes = 0 if tied else embedding.numel() * embedding.element_size()
+    tied = model.all_tied_weights_keys
+    is_head = embedding_name(model) in {*tied.keys(), *tied.values()}
+    table_bytes = 0 if is_head else model.get_input_embeddings().weight.numel() * embedding_itemsize
     dense_bytes = max(index.total_bytes - index.total_expert_bytes - table_bytes, 0)
     return dense_bytes + expert_bytes_per_token(index)
+
+
+def embedding_name(model: PreTrainedModel) -> str:
+    """What the input embedding's weight is called."""
+    embedding = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
 
 
 def expert_bytes_per_token(index: ExpertIndex) -> int:

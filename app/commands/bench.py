@@ -53,7 +53,10 @@ def bench_decode(
     budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "15%,25%,35%,45%,60%",
     policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,lru-per-layer,lfu,predictive",
     link: Annotated[
-        str, typer.Option(help="disk (read past the page cache), disk:buffered or emulated:2.5GBps, with commas.")
+        str,
+        typer.Option(
+            help="disk (read past the page cache), disk:buffered, emulated:2.5GBps or emulated:4060, with commas."
+        ),
     ] = "disk",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 33,
     repeats: Repeats = 2,

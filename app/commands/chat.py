@@ -117,11 +117,13 @@ def _answer_all(settings: Settings, file: Path | None, on_progress: Progress) ->
             answers.append({**vars(answer), "stats": (engine.stats() - before).to_dict()})
             if answer.finish_reason == "cancelled":
                 raise KeyboardInterrupt
+        emulation = engine.snapshot().emulation
         return {
             "model": engine.model_name,
             "plan": engine.plan.to_dict(),
             "answers": answers,
             "stats": engine.stats().to_dict(),
+            "emulation": emulation and emulation.to_dict(),
         }
 
 

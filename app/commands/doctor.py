@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Model, Policy
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy
 from app.terminal import FAILED, AsJson, command, present
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def doctor(
     policy: Policy = None,
     context_length: ContextLength = None,
     device: Device = None,
+    link: Link = None,
     as_json: AsJson = False,
 ) -> None:
     """What was found here (cards, memory, disk speed), the memory plan, one sentence for each decision."""
@@ -33,6 +34,7 @@ def doctor(
             "policy": policy,
             "context_length": context_length,
             "device": device,
+            "link": link,
         }
     )
     found = present(lambda on_progress: diagnose(settings, on_progress), _show, as_json, Diagnosis.to_dict)

@@ -22,7 +22,10 @@ Policy = Annotated[
 ]
 Link = Annotated[
     str | None,
-    typer.Option(help="Where experts wait: auto, disk, disk:direct or emulated:2.5GBps.", show_default="auto"),
+    typer.Option(
+        help="Where experts wait: auto, disk, disk:direct, emulated:2.5GBps or emulated:CARD, such as emulated:4060.",
+        show_default="auto",
+    ),
 ]
 ContextLength = Annotated[int | None, typer.Option(help="Tokens the chat may hold.", show_default="2048")]
 Device = Annotated[str | None, typer.Option(help="Where the model is computed: auto or cpu.", show_default="auto")]

@@ -16,19 +16,25 @@ from app.terminal_progress import Progress
 def simulate(
     traces: Annotated[Path, typer.Option(help="What `trace` recorded.")],
     token_ms: Annotated[
-        float, typer.Option(min=0.01, help="Milliseconds a token takes with everything resident (`bench decode`).")
-    ],
+        float | None,
+        typer.Option(min=0.01, help="Milliseconds a token takes with everything resident (`bench decode`)."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="A card, such as 4060, in place of --token-ms and --link: its memory's and link's speed."),
+    ] = None,
     prediction_ms: Annotated[
         float, typer.Option(min=0, help="Milliseconds that predicting costs of each token (`bench decode`).")
     ] = 0.0,
     budget: Annotated[str, typer.Option(help="Shares of the experts, with commas.")] = "15%,25%,35%,45%",
     link: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="emulated:2.5GBps, or stall:50% for the speed at which the best plain cache waits for half of the "
-            "time; with commas."
+            "time; with commas.",
+            show_default="emulated:2.5GBps",
         ),
-    ] = "emulated:2.5GBps",
+    ] = None,
     policies: Annotated[
         str,
         typer.Option(
@@ -53,23 +59,27 @@ def simulate(
             require_shape,
             simulate_traces,
         )
+        from engine.lab.simulation.simulated_pace import simulated_pace
         from engine.loading import locate_model
         from engine.routing.predictors.weights_file import read_predictor
         from engine.routing.traces.trace_set import read_traces
 
         shares = read_shares(budget)
+        pace = simulated_pace(gpu, token_ms, link)
         files = locate_model(load_settings({"model": model}).engine_options()["model"], on_progress)
-        index = open_checkpoint(files.path).index
+        checkpoint = open_checkpoint(files.path)
+        index = checkpoint.index
         recorded = read_traces([traces])
         require_shape(recorded, index.experts_per_layer)
         stored = None if predictor is None else read_predictor(predictor, recorded.model)
         settings = SimulationSettings(
             shares=shares,
-            links=listed(link),
+            links=listed(pace.link),
             policies=listed(policies),
-            token_seconds=token_ms / 1e3,
+            token_seconds=pace.token_seconds(checkpoint),
             expert_bytes=index.slot_bytes,
             prediction_seconds=prediction_ms / 1e3,
+            emulated=pace.label,
         )
         return simulate_traces(recorded.traces[:take], recorded.shape, settings, stored, on_progress)
 
@@ -93,4 +103,11 @@ def _show(report: dict[str, Any]) -> None:
             f"{run['bytes_per_token'] / 1e6:.1f}",
         )
     Console().print(table)
+    if emulated := report["settings"]["emulated"]:
+        print(
+            f"Simulated: {emulated}, whose computing takes the least time its memory's bandwidth allows "
+            f"({1e3 * report['settings']['token_seconds']:.3g} ms a token) and whose link is as fast as cards of its "
+            "kind reach: a real one is slower."
+        )
+        return
     print("Simulated: computing takes what --token-ms says, so only the ratios of these speeds mean something.")

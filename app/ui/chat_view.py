@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -100,7 +101,8 @@ def _facts(end: Message | None) -> str:
     if stats.get("tokens"):
         facts.append(f"{stats['tokens']:,} tokens")
     if stats.get("tokens_per_second"):
-        facts.append(f"{stats['tokens_per_second']:.1f} tokens/s")
+        emulated = f" ({escape(stats['emulated'])}, in its time)" if "emulated" in stats else ""
+        facts.append(f"{stats['tokens_per_second']:.1f} tokens/s{emulated}")
     if stats.get("first_token_seconds") is not None:
         facts.append(f"first token after {stats['first_token_seconds']:.1f} s")
     if stats.get("hit_rate") is not None:

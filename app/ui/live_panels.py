@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.answers import chat_of
-from app.machine_memory import near_memory
+from app.machine_memory import NearMemory, emulated_memory, near_memory
 from app.program import Program
 from app.ui import html
 from app.ui.budget import Budget
@@ -66,7 +66,7 @@ class LivePanels:
             words = {"header": header, "load-notice": html.load_notice(state), "warnings": warnings}
             return {"words": words} | self._planned()
         snapshot = engine.snapshot()
-        memory = near_memory(engine.device)
+        memory = _memory_of(snapshot, engine.device)
         return {
             "words": {
                 "header": self._header(snapshot),
@@ -87,9 +87,19 @@ class LivePanels:
         plan = self._program.host.plan
         if plan is None or self._program.host.state.error:
             return {}
-        return {"memory": memory_bars(plan, near_memory("cpu"))}
+        from engine.cache.links.emulated import emulated_card
+
+        card = emulated_card(self._program.host.options.get("link", "auto"))
+        memory = near_memory("cpu") if card is None else emulated_memory(card, plan.near_bytes_total)
+        return {"memory": memory_bars(plan, memory)}
 
     def _header(self, snapshot: Any) -> str:
         pill, kind = ("Answering", "busy") if self._program.answers.current else ("Ready", "ready")
         details = f"{snapshot.architecture} · policy {snapshot.policy} · link {snapshot.link}"
         return html.header(snapshot.model_name, details, pill, kind)
+
+
+def _memory_of(snapshot: Any, device: str) -> NearMemory:
+    if snapshot.emulation is None:
+        return near_memory(device)
+    return emulated_memory(snapshot.emulation.card, snapshot.plan.near_bytes_total)

@@ -36,8 +36,8 @@ def tiles(snapshot: Any, samples: Sequence[Sample]) -> list[dict[str, str]]:
     needed = _needed(stats)
     saved = max(plan.model_bytes_total - plan.near_bytes_total, 0)
     return [
-        _tile("Speed", _number(speed), "tokens/s", "newest tokens of the last answer"),
-        _tile("First token", _number(first), "s", "from sending to the first word"),
+        _tile("Speed", _number(speed), "tokens/s", _speed_hint(snapshot.emulation)),
+        _tile("First token", _number(first), "s", _first_token_hint(snapshot.emulation)),
         _tile("Hit rate", _percent(_hit_share(recent)), "%", _overall(stats, needed), "hit"),
         _tile("Memory saved", *_split(saved), f"{100 * max(plan.memory_saving, 0):.0f} % of the model"),
         _tile(
@@ -169,6 +169,16 @@ def _mean_percent(recall: Any) -> str:
 
 def _tile(label: str, value: str, unit: str, hint: str, kind: str = "") -> dict[str, str]:
     return {"label": label, "value": value, "unit": unit if value != "–" else "", "hint": hint, "kind": kind}
+
+
+def _speed_hint(emulation: Any) -> str:
+    if emulation is None:
+        return "newest tokens of the last answer"
+    return f"{emulation.label}, in its time: {emulation.dilation:.3g} x this machine's"
+
+
+def _first_token_hint(emulation: Any) -> str:
+    return "from sending to the first word" + ("" if emulation is None else ", on this machine")
 
 
 def _number(value: float | None) -> str:

@@ -25,6 +25,7 @@ from engine.lab.report import fastest_plain, make_report, median_run, ratio
 
 if TYPE_CHECKING:
     from engine import Engine
+    from engine.card_emulation import CardEmulation
 
 ENGINE_LINKS = {"disk": "disk:direct", "disk:buffered": "disk"}  # cold is the rule here, RAM must not pose as disk
 WARM_UP_LIMIT = 4  # answers, until nothing is missing any more, before the resident speed is measured
@@ -48,7 +49,10 @@ class DecodeSettings:
 
 
 def run_bench_decode(settings: DecodeSettings, on_progress: Progress) -> dict[str, Any]:
-    """The report of design section 9. Raises EngineError; a contender that cannot run is named in `notes`."""
+    """The report of design section 9. Raises EngineError; a contender that cannot run is named in `notes`.
+
+    Runs over an emulated card's link are in the card's time, all their seconds too, and say so (`emulated`).
+    """
     path = resolve_model(settings.model, on_progress)
     bench = _Bench(settings, path, on_progress)
     for _ in range(settings.repeats):
@@ -68,6 +72,7 @@ class _Bench:
         self._cases: dict[Case, list[tuple[DecodeMeasurement, int]]] = defaultdict(list)
         self._resident: list[DecodeMeasurement] = []
         self._disk_speeds: list[float] = []
+        self._emulations: dict[str, CardEmulation] = {}  # by link
         self._stock_per_second: float | None = None
         self._prompt_ids = PeerPrompts(path, settings.prompts).chats
         self._notes: list[str] = []
@@ -92,6 +97,8 @@ class _Bench:
                 self._disk_speeds.append(self._probe_disk())
             for policy in self._settings.policies:
                 with self._load(self._settings.budgets[0], policy, link) as engine:
+                    if emulation := engine.snapshot().emulation:
+                        self._emulations[link] = emulation
                     for budget in self._settings.budgets:
                         plan = engine.resize(budget)
                         measure_decoding(engine, [WARM_UP_CHAT], self._settings.tokens)
@@ -142,21 +149,26 @@ class _Bench:
             resident_tokens_per_second=ours,
             transformers_tokens_per_second=self._stock_per_second,
             disk_bytes_per_second=max(self._disk_speeds, default=None),
+            emulations={link: emulation.to_dict() for link, emulation in self._emulations.items()},
             identical_ids=len(set(every)) <= 1,
-            notes=self._notes,
+            notes=[*self._notes, *(note for emulation in self._emulations.values() for note in emulation.notes)],
         )
 
     def _runs(self, case: Case) -> Iterator[dict[str, Any]]:
         link, policy, budget = case
-        compute_seconds = min((run.wall_seconds for run in self._resident), default=None)
+        emulation = self._emulations.get(link)
+        dilation = emulation.dilation if emulation else 1.0
+        compute_seconds = min((run.in_time(dilation).wall_seconds for run in self._resident), default=None)
         bandwidth = self._bandwidth(link)
-        for measured, slots in self._cases[case]:
+        for measured_here, slots in self._cases[case]:
+            measured = measured_here.in_time(dilation)
             least_bytes = belady_bytes(measured.routing, slots, self._expert_bytes)
             bound_seconds = max(compute_seconds or 0.0, least_bytes / bandwidth)
             yield {
                 "policy": policy,
                 "budget": budget,
                 "link": link,
+                **({"emulated": emulation.label, "time_dilation": dilation} if emulation else {}),
                 "slots": slots,
                 "tokens": measured.tokens,
                 "tokens_per_second": measured.tokens_per_second,
@@ -175,9 +187,11 @@ class _Bench:
             }
 
     def _bandwidth(self, link: str) -> float:
-        """Stated for an emulated link; for a disk the most that was measured beside these runs."""
+        """Stated for an emulated link or card; for a disk the most that was measured beside these runs."""
         from engine.cache.timed_transfers import EmulatedSpeed
 
+        if link in self._emulations:
+            return self._emulations[link].card.link_bytes_per_second
         if link.startswith("emulated:"):
             return EmulatedSpeed.parse(link).bytes_per_second
         return max(self._disk_speeds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidSetting
@@ -48,6 +48,11 @@ class DecodeMeasurement:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.wall_seconds
+
+    def in_time(self, dilation: float) -> DecodeMeasurement:
+        """The same in an emulated card's time, of which each second takes `dilation` seconds here."""
+        clocks = ("wall_seconds", "stall_seconds", "prediction_seconds")
+        return replace(self, **{name: getattr(self, name) / dilation for name in clocks})
 
     def rates(self) -> dict[str, float]:
         """What happened to an activation, as shares."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.card_emulation import CardEmulation
 from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
@@ -59,6 +60,8 @@ class FakeStats:
     stall_seconds: float = 0.0
     tokens: int = 0
 
+    time_dilation = 1.0
+
     @property
     def decode_steps(self) -> int:
         return self.tokens
@@ -96,6 +99,7 @@ class FakeSnapshot:
     fast_path: str = "The fast decoding path is in use."
     notes: tuple[str, ...] = ()
     foresight: ForesightSnapshot | None = None
+    emulation: CardEmulation | None = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.machine_memory import NearMemory, near_memory
+from app.machine_memory import NearMemory, emulated_memory, near_memory
 from app.panel_history import PanelHistory, Sample
 from app.ui.panels import foresight, memory_bars, panel_data, series, tiles
+from engine.card_emulation import CardEmulation
+from engine.hardware.gpu_profiles import profile_named
 from engine.snapshot import ForesightSnapshot
 from tests.app.fake_engine import EXPERTS, LAYERS, FakeEngine
 
@@ -139,3 +141,15 @@ def test_whether_prediction_pays_is_said(changes, words):
 def test_before_the_first_token_nothing_is_known_of_foresight():
     shown = foresight(foresight_of(recall_before_step=None, recall_before_layer=None))
     assert (shown["layers"], shown["foreseen"]) == ([], "")
+
+
+def test_an_emulated_card_is_named_beside_its_speed_and_is_the_memory_shown(engine):
+    card = profile_named("4060")
+    snapshot = replace(engine.snapshot(), emulation=CardEmulation(card, 0.024, 0.001), recent_tokens_per_second=400.0)
+    assert tile(snapshot, [], "Speed")["hint"] == "emulated RTX 4060, in its time: 24 x this machine's"
+    assert "on this machine" in tile(snapshot, [], "First token")["hint"]
+    ours = snapshot.plan.near_bytes_total
+    bars = memory_bars(snapshot.plan, emulated_memory(card, ours))
+    assert bars["machine_name"] == "emulated RTX 4060"
+    by_key = {part["key"]: part["bytes"] for part in bars["machine"]}
+    assert by_key["others"] == 0 and by_key["ours"] + by_key["margin"] + by_key["free"] == card.vram_bytes

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.hardware.gpu_profiles import profile_named
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel
 from tests.app.test_cli import home, run, run_json  # noqa: F401 - home is a fixture
@@ -39,6 +40,30 @@ def test_every_policy_budget_and_link_is_a_run(recorded):
         assert by_name[budget, "stall:50%", "belady"]["hit_rate"] > max(run["hit_rate"] for run in plain)
     curve = report["lru_curve"]["lru"]
     assert len(curve) == MODEL.shape.outputs + 1 and curve == sorted(curve)
+
+
+def test_a_card_stands_for_pace_and_link(recorded):
+    given = ("simulate", "--traces", recorded, "--model", tiny_chat_checkpoint(), "--budget", "50%")
+    report = run_json(*given, "--gpu", "4060", "--policies", "lru,lfu")
+    card = profile_named("4060")
+    assert report["settings"]["emulated"] == "emulated RTX 4060"
+    for found in report["runs"]:
+        assert found["link_bytes_per_second"] == pytest.approx(card.link_bytes_per_second, rel=1e-3)
+    shown = run(*given, "--gpu", "rtx 4060", "--policies", "lru").stdout
+    assert "emulated RTX 4060" in shown and "least time" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "How long a token takes is not known"),
+        (("--gpu", "4060", "--token-ms", 3), "stands for"),
+        (("--gpu", "4060", "--link", "emulated:1GBps"), "stands for"),
+        (("--gpu", "pony"), "RTX 3060"),
+    ],
+)
+def test_a_pace_that_is_not_known_is_asked_for(recorded, more, words):
+    assert words in run("simulate", "--traces", recorded, "--model", tiny_chat_checkpoint(), *more, code=2).stderr
 
 
 def test_the_table_says_that_it_is_simulated(recorded):

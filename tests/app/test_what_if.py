@@ -13,8 +13,8 @@ from engine.routing.traces.trace import RoutingTrace
 from tests.app.fake_engine import FakeEngine
 
 EXPERTS = 8
-STATS = SimpleNamespace(decode_steps=100, decode_seconds=3.0, stall_seconds=1.0, misses=90, late=10)
-NEVER_WAITED = SimpleNamespace(decode_steps=100, decode_seconds=3.0, stall_seconds=0.0, misses=0, late=0)
+STATS = SimpleNamespace(decode_steps=100, decode_seconds=3.0, stall_seconds=1.0, misses=90, late=10, time_dilation=1.0)
+NEVER_WAITED = SimpleNamespace(**vars(STATS) | {"stall_seconds": 0.0, "misses": 0, "late": 0})
 
 
 def routing(tokens: int, used: int = EXPERTS) -> RoutingTrace:
@@ -36,6 +36,8 @@ def test_hits_and_speed_rise_to_what_everything_in_memory_gives():
     assert list(curve.hit_rate) == sorted(curve.hit_rate) and curve.hit_rate[-1] == 1
     assert list(curve.tokens_per_second) == sorted(curve.tokens_per_second)
     assert curve.tokens_per_second[-1] == pytest.approx(100 / 2.0)
+    emulated = what_if(routing(64), SimpleNamespace(**vars(STATS) | {"time_dilation": 20.0}), EXPERTS, 13)
+    assert emulated is not None and emulated.tokens_per_second[-1] == pytest.approx(20 * 100 / 2.0)
 
 
 def test_more_memory_than_the_chat_uses_gains_nothing():

@@ -11,11 +11,12 @@ import torch
 
 from engine import Engine, card_emulation
 from engine.card_emulation import CardEmulation, bytes_read_per_token, plan_memory
-from engine.checkpoint.dense_model import load_dense
+from engine.checkpoint.dense_model import load_dense, open_checkpoint
 from engine.errors import InvalidSetting, NotEnoughMemory
 from engine.hardware.gpu_profiles import GIB, profile_named
 from engine.hardware.measurements import measurement_file, stored_measurement
 from engine.hardware.memory_plan import Footprint
+from engine.lab.simulation.simulated_pace import simulated_pace
 from engine.paths import HOME_VARIABLE
 from tests.engine.test_exactness import prompt_of
 from tests.tiny_models import tiny_checkpoint, tiny_model
@@ -41,9 +42,16 @@ def expected_bytes(family: str) -> int:
     return total
 
 
-@pytest.mark.parametrize("family", ["mixtral", "olmoe", "granitemoe"])
-def test_a_token_reads_its_experts_and_everything_else_once(family):
-    assert bytes_read_per_token(load_dense(tiny_checkpoint(family))) == expected_bytes(family)
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "granitemoe"])  # the last with its embedding as the head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_reads_its_experts_and_everything_else_once(family, dtype):
+    expected = expected_bytes(family) * dtype.itemsize // 4
+    dense = load_dense(tiny_checkpoint(family, dtype))
+    itemsize = dense.model.get_input_embeddings().weight.element_size()
+    assert bytes_read_per_token(dense.model, dense.index, itemsize) == expected
+    # the same from the headers alone
+    seconds = simulated_pace("4060", None, None).token_seconds(open_checkpoint(tiny_checkpoint(family, dtype)))
+    assert seconds == pytest.approx(expected / 272e9)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])  # by the fast path, by transformers' own layers

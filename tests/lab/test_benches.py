@@ -8,6 +8,7 @@ import os
 import pytest
 
 from engine.errors import InvalidSetting
+from engine.hardware.gpu_profiles import profile_named
 from engine.hardware.memory_cgroup import find_memory_group
 from engine.lab.bench_decode import DecodeSettings, run_bench_decode
 from engine.lab.bench_peers import PeersSettings, run_bench_peers
@@ -81,6 +82,30 @@ def test_decode_rates_bytes_and_bounds_agree(decode_report):
             assert run["miss_rate"] > 0
         if run["link"].startswith("emulated"):
             assert run["link_bytes_per_second"] == 1e9
+
+
+def test_decode_over_an_emulated_card_is_in_its_time_and_says_so(monkeypatch):
+    monkeypatch.setattr("engine.card_emulation.stored_measurement", lambda identity, measure: 2e-5)
+    settings = DecodeSettings(
+        model=str(tiny_chat_checkpoint()),
+        budgets=("50%",),
+        policies=("lru",),
+        links=("emulated:4060",),
+        tokens=4,
+        repeats=1,
+        prompts=DEFAULT_PROMPTS[:1],
+        with_stock=False,
+    )
+    report = run_bench_decode(settings, silent)
+    (found,) = report["runs"]
+    dilation = found["time_dilation"]
+    assert found["emulated"] == "emulated RTX 4060"
+    assert found["link_bytes_per_second"] == profile_named("4060").link_bytes_per_second
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["actual_seconds"])
+    assert found["compute_seconds"] * dilation == pytest.approx(found["tokens"] / report["resident_tokens_per_second"])
+    assert 0 <= found["stall_seconds"] <= found["actual_seconds"]
+    assert report["emulations"]["emulated:4060"]["dilation"] == dilation
+    assert any("not here" in note for note in report["notes"])
 
 
 def test_decode_refuses_what_cannot_chat():

@@ -21,7 +21,8 @@ OnProgress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class SimulationSettings:
     """`shares` of all experts, "15%"; `links` as `SimulationLab.speed` takes them. `prediction_seconds`: what
-    predicting costs the computing thread in a token. `warm_up`: conversations that only fill the cache.
+    predicting costs the computing thread in a token. `warm_up`: conversations that only fill the cache. `emulated`: the
+    card whose pace this is, in words.
     """
 
     shares: tuple[float, ...]
@@ -31,6 +32,7 @@ class SimulationSettings:
     expert_bytes: int
     prediction_seconds: float = 0.0
     warm_up: int = 1
+    emulated: str | None = None
 
 
 def simulate_traces(
