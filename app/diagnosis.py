@@ -99,8 +99,10 @@ def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     from engine.checkpoint.skeleton import read_config
     from engine.loading import context_for, require_supported
     from engine.model.footprint import footprint
+    from engine.placement import place
 
-    require_supported(settings.device, settings.precision)
+    place(settings.device, "auto")
+    require_supported(settings.precision)
     policy = check_policy(settings.policy)
     config = read_config(path)
     context_length = context_for(config, settings.context_length)

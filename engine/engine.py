@@ -11,12 +11,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from engine.cache.expert_cache import ExpertCache
-from engine.cache.links import open_link
+from engine.cache.link import Link
+from engine.cache.links import open_card_link, open_link
 from engine.cache.policies import EvictionPolicy
 from engine.cache.policy_choice import PREDICTIVE, check_policy, make_policy
-from engine.card_emulation import emulate_card, plan_memory
+from engine.card_emulation import emulate_card
 from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
-from engine.errors import EngineBusy, EngineClosed, InvalidSetting
+from engine.checkpoint.expert_index import ExpertIndex
+from engine.errors import EngineBusy, EngineClosed, InvalidSetting, NotEnoughMemory
 from engine.generation.activity import Activity
 from engine.generation.answer import Answer
 from engine.generation.prompt import Message, encode_chat
@@ -24,7 +26,7 @@ from engine.generation.sampling import Sampler, SamplingSettings
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
-from engine.hardware.memory_plan import Footprint, MemoryPlan
+from engine.hardware.memory_plan import Footprint, MemoryPlan, format_bytes
 from engine.loading import (
     ModelFiles,
     Progress,
@@ -36,12 +38,14 @@ from engine.loading import (
     prepare_kernels,
     require_supported,
 )
+from engine.memory_relief import MemoryRelief, fit_slots, with_slots
 from engine.metrics import EngineStats
 from engine.model import experts as experts_function
 from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
+from engine.placement import Placement, behind_card, place
 from engine.routing.foresight import Foresight, choose_policy, make_foresight
 from engine.routing.passes import PassListener, PassListeners
 from engine.routing.traces.recent import RecentRouting
@@ -68,18 +72,21 @@ class Engine:
         policy: str,
         link: str,
         context_length: int,
+        placement: Placement,
         on_progress: Progress | None = None,
+        preload: bool = False,
     ) -> None:
         self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
         self.model_path = files.path
-        self.device = "cpu"  # where the near tier is
+        self.device = str(placement.device)  # where the near tier is
+        self._placement, self._on_card = placement, placement.card is not None
         self._footprint, self._plan = footprint_, plan
         self._model, index = dense.model, dense.index
         self._recording = Recording(self._model, index.experts_per_layer, index.top_k)
         self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
-        reason = FastDecoder.supports(self._model)
+        reason = f"it computes on {self.device}." if self._on_card else FastDecoder.supports(self._model)
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
-        opened = open_link(link, index, on_progress)
+        opened = self._open_link(link, index, preload, on_progress)
         self._link, self._link_asked = opened.name, link
         self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
@@ -90,16 +97,18 @@ class Engine:
             opened,
             self._eviction(),
             index.experts_per_layer,
-            plan.slots,
+            0,
             listener.observed,
             self._last_row_only,
             prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
-        experts_function.attach(self._experts_modules, self._cache, self._last_row_only)
+        self._fill_near_memory()
+        experts_function.attach(self._experts_modules, self._cache, self._last_row_only, self._on_card)
         kv = KvCache(self._model.config, context_length)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
-        rows = prefill_chunk(self._model.config, index, context_length)
-        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, listener)
+        rows = prefill_chunk(self._model.config, index, context_length, self._on_card)
+        relief = MemoryRelief(self._cache, plan.minimum_slots, self._shrunk) if self._on_card else None
+        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, listener, relief)
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         emulated = self._emulation.notes if self._emulation else ()
         self._notes = (*emulated, *(() if kv.can_crop else (_RECURRENT_NOTE,)))
@@ -108,6 +117,39 @@ class Engine:
         self._busy = threading.Lock()
         self._cancel = threading.Event()
         self._closed = False
+
+    def _open_link(self, name: str, index: ExpertIndex, preload: bool, on_progress: Progress | None) -> Link:
+        card = self._placement.card
+        self._host_tier = None
+        if card is None:
+            return open_link(name, index, on_progress)
+        opened = open_card_link(index, card, behind_card(self._footprint).experts)
+        self._host_tier = opened.tier
+        if preload:
+            try:
+                opened.tier.fill(on_progress)
+            except BaseException:
+                opened.close()
+                raise
+        return opened
+
+    def _fill_near_memory(self) -> None:
+        """The slots that are planned, or as many as there is room for. Raises NotEnoughMemory."""
+        plan = self._plan
+        try:
+            slots = fit_slots(self._cache, plan.slots, plan.minimum_slots)
+        except torch.OutOfMemoryError as error:
+            self._cache.close()
+            raise NotEnoughMemory(
+                f"{plan.minimum_slots} experts ({format_bytes(plan.minimum_slots * plan.slot_bytes)}) do not fit into "
+                "the card's memory beside the dense weights.",
+                "Close other programs that use the card, lower the context length, or use --device cpu.",
+            ) from error
+        if slots < plan.slots:
+            self._plan = with_slots(plan, slots, "The card had less memory than it said")
+
+    def _shrunk(self, slots: int) -> None:
+        self._plan = with_slots(self._plan, slots, "The card ran out of memory in the middle of an answer")
 
     def _make_foresight(self) -> Foresight | None:
         if self._policy != PREDICTIVE:
@@ -135,28 +177,35 @@ class Engine:
         context_length: int | None = None,
         on_progress: Progress | None = None,
         on_plan: Callable[[MemoryPlan], None] | None = None,
+        preload: bool = False,
     ) -> Engine:
-        """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert.
+        """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert, unless with `preload`
+        as many as fit in RAM, where a card computes.
 
         budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). precision: "auto" and "native"
         are the checkpoint's own numbers; "int8" and "nf4" are lossy, made once and kept in the cache folder.
         context_length: tokens, default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan)
         before any weight is read. Raises the errors of engine.errors.
         """
-        require_supported(device, precision)
+        placement = place(device, link)
+        require_supported(precision)
         check_policy(policy)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
-        checkpoint = at_precision(open_checkpoint(files.path), precision)
+        opened = open_checkpoint(files.path, placement.card is not None)
+        checkpoint = at_precision(opened, precision)
         context_length = context_for(checkpoint.config, context_length)
-        needs = footprint(checkpoint.config, checkpoint.index, context_length)
-        plan = plan_memory(needs, budget, link)
+        needs = footprint(checkpoint.config, checkpoint.index, context_length, placement.card is not None)
+        plan = placement.plan(needs, budget, link)
         if on_plan is not None:
             on_plan(plan)
         make_experts(checkpoint, on_progress)
         dense = read_dense(checkpoint, on_progress)
         tokenizer = load_tokenizer(files.path)
-        prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)
-        return cls(files, dense, tokenizer, needs, plan, policy, link, context_length, on_progress)
+        if placement.card is None:
+            prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)
+        else:
+            placement.take(dense)
+        return cls(files, dense, tokenizer, needs, plan, policy, link, context_length, placement, on_progress, preload)
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -284,7 +333,8 @@ class Engine:
 
     def plan_for(self, budget: str | int) -> MemoryPlan:
         """What `resize(budget)` would do; changes nothing. Raises what `resize` raises."""
-        return plan_memory(self._footprint, budget, self._link_asked, self._held_bytes())
+        ram_bytes = self._host_tier.nbytes if self._host_tier else 0
+        return self._placement.plan(self._footprint, budget, self._link_asked, self._held_bytes(), ram_bytes)
 
     def resize(self, budget: str | int) -> MemoryPlan:
         """Changes the budget live: waits for the current token or prefill pass; memory is given back at once.
@@ -294,12 +344,17 @@ class Engine:
         self._raise_if_closed()
         plan = self.plan_for(budget)
         with self._gate.visit():
-            self._cache.resize(plan.slots)
+            slots = fit_slots(self._cache, plan.slots, plan.minimum_slots)
+            if slots != plan.slots:
+                plan = with_slots(plan, slots, "The card has less memory than it said")
             self._plan = plan
         return plan
 
     def _held_bytes(self) -> int:
         """What this engine's near tier takes now, so that a new plan may use it again."""
+        if self._on_card:  # whose memory is taken whole, used or not
+            slots = self._cache.slots * self._plan.slot_bytes
+            return self._footprint.dense_bytes + slots + self._sequence.kv_bytes
         return self._footprint.dense_bytes + self._cache.resident_bytes(self._plan.slot_bytes)
 
     # -- seeing ---------------------------------------------------------------------------------------------------
@@ -340,10 +395,14 @@ class Engine:
             model_name=self.model_name,
             architecture=type(self._model).__name__,
             fast_path=self._fast_path,
-            notes=self._notes,
+            notes=self._all_notes(),
             foresight=self._foresight.snapshot() if self._foresight else None,
             emulation=self._emulation,
         )
+
+    def _all_notes(self) -> tuple[str, ...]:
+        problem = self._host_tier.problem if self._host_tier else None
+        return (*self._notes, problem) if problem else self._notes
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -364,7 +423,8 @@ class Engine:
         with self._gate.visit():
             self._recording.to_store(store, ahead, hidden)
             whole = store is not None and hidden  # of rows whose experts are left out no hidden state can come
-            experts_function.attach(self._experts_modules, self._cache, self._last_row_only and not whole)
+            last_row_only = self._last_row_only and not whole
+            experts_function.attach(self._experts_modules, self._cache, last_row_only, self._on_card)
 
     @property
     def recording_problem(self) -> str | None:

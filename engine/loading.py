@@ -38,12 +38,8 @@ def locate_model(model: str | Path, on_progress: Progress | None) -> ModelFiles:
     return ModelFiles(str(model) if not Path(model).exists() else path.name, path)
 
 
-def require_supported(device: str, precision: str) -> None:
+def require_supported(precision: str) -> None:
     """Says plainly what this version cannot do. Raises InvalidSetting."""
-    if device not in ("auto", "cpu"):
-        raise InvalidSetting(
-            f"Device {device!r} is not possible: this version computes on the CPU.", "Use auto or cpu."
-        )
     if precision not in ("auto", "native", *PRECISIONS):
         raise InvalidSetting(
             f"There is no precision called {precision!r}.",

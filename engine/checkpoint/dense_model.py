@@ -56,11 +56,14 @@ class OpenedCheckpoint:
         return self.skeleton.model.config
 
 
-def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """Raises the typed errors of `build_skeleton` and `read_checkpoint_headers`."""
+def open_checkpoint(path: Path, own_dtype: bool = False) -> OpenedCheckpoint:
+    """With `own_dtype` the model will compute in the dtype its config names, else in float32.
+
+    Raises the typed errors of `build_skeleton` and `read_checkpoint_headers`.
+    """
     path = Path(path)
     experts_function.register()
-    skeleton = build_skeleton(path, experts_function.NAME)
+    skeleton = build_skeleton(path, experts_function.NAME, own_dtype)
     headers = read_checkpoint_headers(path)
     groups = group_weights(skeleton.model, headers.tensors)
     return OpenedCheckpoint(path, skeleton, headers, groups, ExpertIndex(skeleton, headers, groups))
@@ -75,13 +78,14 @@ def read_dense(checkpoint: OpenedCheckpoint, on_progress: Progress | None = None
     """Load the checkpoint, once, without reading one byte of an expert.
 
     The model computes what `from_pretrained(path, dtype=torch.float32)` would; Linear and Embedding weights stay
-    in the checkpoint's dtype and are raised to float32 at use. `on_progress(stage, done_bytes, total_bytes)`.
+    in the checkpoint's dtype and are raised to float32 at use. One opened with `own_dtype` is what
+    `from_pretrained(path, dtype="auto")` gives. `on_progress(stage, done_bytes, total_bytes)`.
     Raises the typed errors of `TensorReader`.
     """
     skeleton, model = checkpoint.skeleton, checkpoint.skeleton.model
     names = set(model.state_dict()) - set(skeleton.expert_parameter_names())
     with quiet_transformers(), torch.no_grad():
-        stored = parameters_in_storage_dtype(model)
+        stored = set() if skeleton.own_dtype else parameters_in_storage_dtype(model)
         dense = [group for group in checkpoint.groups.values() if group.target in names]
         with TensorReader(checkpoint.headers.files) as reader:
             missing = names - _load_groups(model, dense, reader, stored, on_progress)

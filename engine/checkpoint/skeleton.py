@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 from transformers.modeling_utils import patch_output_recorders
 from transformers.utils import logging as transformers_logging
 
@@ -42,10 +43,14 @@ class ExpertsModule:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model on the meta device, in float32, with its experts modules in forward order."""
+    """A model on the meta device, with its experts modules in forward order.
+
+    In float32, or, where `own_dtype`, in the dtype that the checkpoint's config names.
+    """
 
     model: PreTrainedModel
     experts: tuple[ExpertsModule, ...]
+    own_dtype: bool = False
 
     def expert_parameter_names(self) -> list[str]:
         return [f"{experts.name}.{name}" for experts in self.experts for name in experts.shapes]
@@ -64,8 +69,10 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def build_skeleton(path: Path, experts_implementation: str = "eager") -> Skeleton:
+def build_skeleton(path: Path, experts_implementation: str = "eager", own_dtype: bool = False) -> Skeleton:
     """Build the model of the checkpoint folder `path` without memory for its weights.
+
+    It computes in float32, or, with `own_dtype`, in the dtype that its config names.
 
     Raises ModelNotFound, CheckpointUnreadable, CheckpointCorrupt (bad config), NotAMoeModel,
     UnsupportedModel (quantised, remote code, or experts off transformers' experts interface).
@@ -75,7 +82,7 @@ def build_skeleton(path: Path, experts_implementation: str = "eager") -> Skeleto
         model_class, config = _model_class(config)
         config._experts_implementation = experts_implementation
         try:
-            model = _on_meta(model_class, config)
+            model = _on_meta(model_class, config, _own_dtype(config) if own_dtype else torch.float32)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
             raise CheckpointCorrupt(
                 f"No model can be built from {path / CONFIG_NAME} ({error}).", "Download the model's config again."
@@ -83,7 +90,7 @@ def build_skeleton(path: Path, experts_implementation: str = "eager") -> Skeleto
     experts = tuple(_find_experts(model))
     if not experts:
         _refuse_without_experts(path, config)
-    return Skeleton(model, experts)
+    return Skeleton(model, experts, own_dtype)
 
 
 def read_config(path: Path) -> Any:
@@ -149,18 +156,39 @@ def _model_class(config: Any) -> tuple[type[PreTrainedModel], Any]:
     )
 
 
-def _on_meta(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """Construct exactly as `from_pretrained(dtype=torch.float32)` would."""
-    config.dtype = torch.float32
+def _own_dtype(config: Any) -> torch.dtype:
+    """What stock transformers computes in with `dtype="auto"`; bfloat16 where that is no dtype to compute in."""
+    dtype = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+def _on_meta(model_class: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """Construct exactly as `from_pretrained(dtype=dtype)` would."""
+    config.dtype = dtype
     for key in config.sub_configs:
         if getattr(config, key, None) is not None:
-            getattr(config, key).dtype = torch.float32
+            getattr(config, key).dtype = dtype
     with ExitStack() as stack:
-        for context in model_class.get_init_context(torch.float32, False, False, None):
+        for context in model_class.get_init_context(dtype, False, False, None):
             stack.enter_context(context)
         model = model_class(config)
         patch_output_recorders(model)
+    _keep_in_float32(model, dtype)
     return model
+
+
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Parameters that the family never computes in half precision, as `from_pretrained` keeps them."""
+    kept = model._get_dtype_plan(dtype)
+    if not kept:
+        return
+    pattern = build_glob_alternation(list(kept))[0]
+    for name, parameter in model.named_parameters():
+        if pattern.search(name):
+            parameter.data = parameter.data.float()
+    for name, buffer in model.named_buffers():
+        if pattern.search(name) and buffer.is_floating_point():
+            buffer.data = buffer.data.float()
 
 
 def is_experts_module(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.cache.expert_cache import ExpertCache
+from engine.errors import NotEnoughMemory
+from engine.memory_relief import MemoryRelief
 from engine.model.kv_cache import KvCache, context_full
 from engine.routing.passes import PassListener
 
+FEWEST_ROWS = 32  # of a prefill pass, however short memory is
 OnChunk = Callable[[int, int], None]
 
 
@@ -39,7 +43,9 @@ class TokenSequence:
         prefill_rows: int,
         fast_decoder: StepDecoder | None,
         listener: PassListener,
+        relief: MemoryRelief | None = None,
     ) -> None:
+        """`relief`: what to do when the device runs out of memory; None where that cannot be helped."""
         self._model = model
         self._kv = kv
         self._experts = experts
@@ -47,12 +53,19 @@ class TokenSequence:
         self._rows = prefill_rows
         self._fast = fast_decoder
         self._listener = listener
+        self._relief = relief
+        self._device = next(model.parameters()).device
         self._ids: list[int] = []
 
     @property
     def length(self) -> int:
         """Positions in the KV cache."""
         return len(self._ids)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What keys and values have reserved so far."""
+        return self._kv.nbytes
 
     @property
     def context_length(self) -> int:
@@ -81,8 +94,18 @@ class TokenSequence:
     def prefill(self, chunk: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
         """Reads one pass of tokens. Returns fp32 logits [vocab] after the last.
 
-        Raises Cancelled within a layer of `cancelled()`; what was read before this pass stays.
+        Raises Cancelled within a layer of `cancelled()`; what was read before this pass stays. Where memory runs out,
+        the cache and the passes become smaller; raises NotEnoughMemory when they cannot.
         """
+        logits = None
+        while logits is None or chunk:
+            rows = chunk[: self._rows] if self._kv.can_crop else chunk
+            read = self._relieved(partial(self._prefill, rows, cancelled), len(rows))
+            if read is not None:
+                logits, chunk = read, chunk[len(rows) :]
+        return logits
+
+    def _prefill(self, chunk: Sequence[int], cancelled: Callable[[], bool]) -> torch.Tensor:
         self._experts.begin_prefill(len(chunk), self._top_k, cancelled)
         try:
             return self._forward(chunk, decoded=False)
@@ -96,7 +119,7 @@ class TokenSequence:
         self._experts.begin_step(token_id)
         fast = self._fast
         if fast is None:
-            logits = self._forward([token_id], decoded=True)
+            logits = self._slow_step(token_id)
         else:
             logits = self._guarded(lambda: self._fast_step(fast, token_id), [token_id], decoded=True)
         self._experts.step_ended()
@@ -106,6 +129,36 @@ class TokenSequence:
         """Drops the chat."""
         self._kv.crop(0)
         self._ids.clear()
+
+    def _slow_step(self, token_id: int) -> torch.Tensor:
+        compute = partial(self._forward, [token_id], decoded=True)
+        while (logits := self._relieved(compute, rows=1)) is None:
+            """Again, with what was given up."""
+        return logits
+
+    def _relieved(self, compute: Callable[[], torch.Tensor], rows: int) -> torch.Tensor | None:
+        """What `compute` returns; None when memory ran out and some was given up: worth another try.
+
+        Raises NotEnoughMemory when nothing can be given up, or when the chat was lost with the failed pass.
+        """
+        if self._relief is None:
+            return compute()
+        length = self.length
+        try:
+            return compute()
+        except torch.OutOfMemoryError as error:
+            shortage = str(error).partition("\n")[0]
+        # outside of the handler: the failed pass's tensors are let go with its traceback
+        gave = self._relief.give_up_slots()
+        if self._kv.can_crop and rows > FEWEST_ROWS:
+            self._rows, gave = max(FEWEST_ROWS, rows // 2), True
+        if not gave or self.length != length:
+            raise NotEnoughMemory(
+                f"The card ran out of memory in the middle of the answer ({shortage})",
+                "Close other programs that use the card, lower the context length, or ask again: the cache is "
+                "smaller now.",
+            )
+        return None
 
     def _forward(self, ids: Sequence[int], decoded: bool) -> torch.Tensor:
         return self._guarded(lambda: self._model_forward(ids), ids, decoded)
@@ -136,8 +189,13 @@ class TokenSequence:
             self.forget()
 
     def _model_forward(self, ids: Sequence[int]) -> torch.Tensor:
-        output = self._model(input_ids=torch.tensor([ids]), past_key_values=self._kv, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1].float()
+        output = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            past_key_values=self._kv,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[0, -1].float().cpu()
 
 
 def _common_start(left: Sequence[int], right: Sequence[int]) -> int:

@@ -74,6 +74,7 @@ class ExpertsPlan:
 
     `activation`: the kernels' number when the plain gated form (act(gate) * up, gate rows first, no bias) applies,
     else None and torch computes. `last_row_only`: nothing reads the other rows' outputs, so they stay zero.
+    `on_card`: activations and experts lie on a card.
     """
 
     provider: ExpertProvider
@@ -81,6 +82,7 @@ class ExpertsPlan:
     num_experts: int
     activation: int | None
     last_row_only: bool = False
+    on_card: bool = False
 
 
 def register() -> None:
@@ -88,16 +90,24 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(NAME, compute_experts)
 
 
-def attach(experts_modules: Sequence[nn.Module], provider: ExpertProvider, last_row_only: bool = False) -> None:
+def attach(
+    experts_modules: Sequence[nn.Module], provider: ExpertProvider, last_row_only: bool = False, on_card: bool = False
+) -> None:
     """Connects each experts module, in forward order, with the provider of its weights.
 
-    `last_row_only`: the last of them ends the model, and of its output only the last token's is wanted.
+    `last_row_only`: the last of them ends the model, and of its output only the last token's is wanted. `on_card`:
+    the model computes on a card, in its own dtype.
     """
     register()
     last = len(experts_modules) - 1
     for layer, module in enumerate(experts_modules):
         plan = ExpertsPlan(
-            provider, layer, number_of_experts(module), plain_activation(module), last_row_only and layer == last
+            provider,
+            layer,
+            number_of_experts(module),
+            None if on_card else plain_activation(module),
+            last_row_only and layer == last,
+            on_card,
         )
         object.__setattr__(module, "_expertflow", plan)  # not a submodule, and never part of a state dict
 
@@ -141,6 +151,10 @@ def compute_experts(
         raise ExpertsNotAttached(f"{type(module).__name__} has no expert provider: call attach() first.")
     if top_k_weights.shape != top_k_index.shape:  # older DeepSeek-style routers pass [tokens, num_experts]
         top_k_weights = top_k_weights.gather(1, top_k_index.clamp(0, plan.num_experts - 1))
+    if plan.on_card:
+        from engine.model.experts_on_card import compute_on_card
+
+        return compute_on_card(module, plan, hidden_states, top_k_index, top_k_weights)
     x = hidden_states.float()
     plan.provider.observe(plan.layer, x, top_k_index, top_k_weights)
     if plan.last_row_only and len(x) > 1:
@@ -153,7 +167,7 @@ def compute_experts(
 def _compute(
     module: nn.Module, plan: ExpertsPlan, x: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    pairs = _Pairs(top_k_index, plan.num_experts)
+    pairs = Pairs(top_k_index, plan.num_experts)
     x = x.contiguous()
     rows = torch.empty(len(pairs.tokens), x.shape[1], dtype=torch.float32)
     few_rows = x.shape[0] <= MAX_KERNEL_ROWS
@@ -171,11 +185,11 @@ def _compute(
     return _combined(rows, pairs.row_of_pair, top_k_weights.float())
 
 
-class _Pairs:
+class Pairs:
     """(token, k) pairs in the order of their experts: each expert's pairs are neighbouring rows.
 
-    `experts`: the distinct ids, ascending; `tokens` [rows]: the token of each row; `row_of_pair` [tokens, top_k]:
-    where each pair's row is, -1 for pairs routed to nobody.
+    `experts`: the distinct ids, ascending; `order` [rows]: the pair (token * top_k + k) of each row; `tokens` [rows]:
+    its token; `row_of_pair` [tokens, top_k]: where each pair's row is, -1 for pairs routed to nobody.
     """
 
     def __init__(self, top_k_index: torch.Tensor, num_experts: int) -> None:
@@ -183,6 +197,7 @@ class _Pairs:
         order = np.argsort(ids, kind="stable")
         first, last = np.searchsorted(ids, [0, num_experts], sorter=order)
         order = order[first:last]
+        self.order = order
         self.tokens = order // top_k_index.shape[1]
         self.row_of_pair = np.full(top_k_index.shape, -1, np.int64)
         self.row_of_pair.reshape(-1)[order] = np.arange(len(order))
@@ -201,7 +216,7 @@ class _Pairs:
 Batch = Sequence[tuple[int, ExpertWeights]]
 
 
-def _batch_by_torch(module: nn.Module, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
+def _batch_by_torch(module: nn.Module, batch: Batch, pairs: Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     for expert, weights in batch:
         chosen = pairs.rows_of(expert)
         tokens = torch.from_numpy(pairs.tokens[chosen])
@@ -242,7 +257,7 @@ def _kernel_reads(tensors: dict[str, torch.Tensor]) -> bool:
     return has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype and fits_tiles(gate_up.shape, down.shape)
 
 
-def _many_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
+def _many_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     from engine.model.kernels.storage import kernel_view
     from engine.model.kernels.tile_product import expert_rows
 
@@ -253,7 +268,7 @@ def _many_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torc
         expert_rows(gate_up, down, plan.activation, x.detach().numpy(), pairs.tokens[chosen], rows[chosen].numpy())
 
 
-def _few_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: _Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
+def _few_rows_by_kernel(plan: ExpertsPlan, batch: Batch, pairs: Pairs, x: torch.Tensor, rows: torch.Tensor) -> None:
     from engine.model.kernels.expert_mlp import expert_mlp
     from engine.model.kernels.storage import kernel_view
 

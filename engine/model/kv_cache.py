@@ -25,7 +25,10 @@ _FULL_LENGTH_TYPES = ("full_attention", "sliding_attention", "chunked_attention"
 
 
 class KvLayer(CacheLayerMixin):
-    """One layer's keys and values: fp32 [1, kv_heads, context_length, head_dim], filled up to `length`."""
+    """One layer's keys and values: [1, kv_heads, context_length, head_dim], filled up to `length`.
+
+    In the dtype and on the device of the first keys that come; fp32 on the CPU is touched lazily.
+    """
 
     is_sliding = False
     is_croppable = True
@@ -41,12 +44,15 @@ class KvLayer(CacheLayerMixin):
                 f"The key-value cache holds one chat, but {key_states.shape[0]} were passed at once.",
                 "Run the chats one after the other.",
             )
-        self.allocate(key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
+        self.allocate(key_states.shape[1], key_states.shape[-1], value_states.shape[-1], key_states)
 
-    def allocate(self, kv_heads: int, key_dim: int, value_dim: int) -> None:
-        """Reserves the buffers; the system gives memory page by page as positions are written."""
-        self.keys = _lazily_touched(1, kv_heads, self.context_length, key_dim)
-        self.values = _lazily_touched(1, kv_heads, self.context_length, value_dim)
+    def allocate(self, kv_heads: int, key_dim: int, value_dim: int, like: torch.Tensor | None = None) -> None:
+        """Reserves the buffers, in fp32 on the CPU or as `like` is. On the CPU the system gives memory page by page
+        as positions are written; a card gives all at once, and torch.OutOfMemoryError leaves nothing allocated.
+        """
+        keys = _buffer(like, 1, kv_heads, self.context_length, key_dim)
+        self.values = _buffer(like, 1, kv_heads, self.context_length, value_dim)
+        self.keys = keys
         self.is_initialized = True
 
     def update(
@@ -152,8 +158,11 @@ class KvCache(Cache):
         return sum(_layer_bytes(layer) for layer in self.layers)
 
 
-def kv_bytes(config: PreTrainedConfig, context_length: int) -> int:
-    """What the attention layers' buffers will reserve, from the config alone; recurrent states are not counted."""
+def kv_bytes(config: PreTrainedConfig, context_length: int, number_bytes: int = 4) -> int:
+    """What the attention layers' buffers will reserve, from the config alone; recurrent states are not counted.
+
+    `number_bytes`: of one number, 4 where the model computes in fp32.
+    """
     text = config.get_text_config(decoder=True)
     types, _ = get_layer_types_and_kwargs(text)
     layers = sum("attention" in name and name != "linear_attention" or "hybrid" in name for name in types)
@@ -163,7 +172,7 @@ def kv_bytes(config: PreTrainedConfig, context_length: int) -> int:
     else:
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         per_position = 2 * kv_heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return 4 * layers * per_position * context_length
+    return number_bytes * layers * per_position * context_length
 
 
 def context_full(needed_tokens: int, context_length: int) -> ContextFull:
@@ -174,6 +183,12 @@ def context_full(needed_tokens: int, context_length: int) -> ContextFull:
         needed_tokens=needed_tokens,
         context_length=context_length,
     )
+
+
+def _buffer(like: torch.Tensor | None, *shape: int) -> torch.Tensor:
+    if like is None or (like.device.type == "cpu" and like.dtype == torch.float32):
+        return _lazily_touched(*shape)
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def _lazily_touched(*shape: int) -> torch.Tensor:

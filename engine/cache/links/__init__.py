@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.cache.host_tier import HostTier
 from engine.cache.link import Link
+from engine.cache.links.card_calls import CardCalls
+from engine.cache.links.cuda import CudaLink
 from engine.cache.links.disk import DiskLink
 from engine.cache.links.emulated import PREFIX, EmulatedCardLink, EmulatedLink, emulated_card
 from engine.checkpoint.expert_index import ExpertIndex
@@ -25,6 +28,11 @@ def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, in
         return EmulatedLink(index, name, on_progress)
     if name == "cuda":
         raise InvalidSetting(
-            "The CUDA link is not part of this version.", "Use --link disk; the model runs on the CPU."
+            "The CUDA link needs a card, and the model is computed on the processor.", "Use --link disk."
         )
     raise InvalidSetting(f"There is no link called {name!r}.", f"Use one of: {LINK_HELP}.")
+
+
+def open_card_link(index: ExpertIndex, card: CardCalls, host_experts: int) -> CudaLink:
+    """The link to `card`, with room for `host_experts` in RAM."""
+    return CudaLink(index, HostTier(index, host_experts, card), card)

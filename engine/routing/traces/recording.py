@@ -46,7 +46,9 @@ class Recording:
         self._writer = TraceWriter(store)
         self.recorder.start(self._writer, lookahead, ahead, hidden)
         if norm is not None:  # transformers' forward; the fast path tells it itself
-            self._hook = norm.register_forward_hook(lambda _module, _args, out: self.recorder.final_hidden(out[0]))
+            self._hook = norm.register_forward_hook(
+                lambda _module, _args, out: self.recorder.final_hidden(out[0].float().cpu())
+            )
 
     def flush(self) -> None:
         """Hands what is recorded to the writer: an answer has ended."""

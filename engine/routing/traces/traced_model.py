@@ -34,4 +34,4 @@ def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int
 
 def _sample(weight: Any) -> Any:
     flat = weight.reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLED)].float()
+    return flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
