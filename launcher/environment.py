@@ -29,11 +29,13 @@ class RequirementGroup(NamedTuple):
     """Packages installed together, again whenever their requirement files change.
 
     `plan(environment)` is asked once the environment has a working pip, before anything large is downloaded.
+    `check(environment)` afterwards: what the person should know of the result, if anything.
     """
 
     name: str
     requirement_files: tuple[Path, ...]
     plan: Callable[["Environment"], InstallPlan]
+    check: Callable[["Environment"], str | None] = lambda environment: None
 
 
 class Environment:
@@ -116,6 +118,8 @@ class Environment:
                 self.run_pip(step)
             installed[group.name] = group_digest
             self.stamp.finish(self.python, installed)
+            if words := group.check(self):
+                self.display.line(words)
         shutil.rmtree(self.temporary_dir, ignore_errors=True)
 
     def _plan(self, changed: Sequence[RequirementGroup], installed: dict[str, str]) -> list[InstallPlan]:

@@ -20,7 +20,6 @@ from launcher.lock import exclusive
 from launcher.pip import explain_failure
 from launcher.progress import Display, PipProgress, size_words
 from launcher.start import explain_os_error, hand_over, program_environment
-from launcher.torch_build import CPU_BUILD, CPU_INDEX_OPTIONS, CUDA_BUILD, choose_torch_build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -205,8 +204,11 @@ def test_changed_requirements_bring_it_up_to_date(copied_root):
     make_wheel(copied_root / "wheels", "alpha", "2.0")
     (copied_root / "program.txt").write_text("alpha==2.0\n")
     environment = environment_in(copied_root, free_bytes=lambda folder: 0)
-    environment.ensure([local_group(copied_root)])
+    group = local_group(copied_root)._replace(check=lambda environment: f"checked with {environment.python.name}")
+    environment.ensure([group])
+    environment.ensure([group])
     assert "have changed" in environment.display.text
+    assert environment.display.text.count("checked with python") == 1
     assert run_inside(environment, "import alpha; print(alpha.version)") == "2.0"
 
 
@@ -446,32 +448,6 @@ with exclusive(Path({str(tmp_path / "lock")!r}), lambda: print("waits", flush=Tr
         assert other.stdout.readline() == "waits\n"
     assert other.communicate(timeout=30)[0] == "held\n"
     assert waits == []
-
-
-# Which torch
-
-
-def test_no_cuda_libraries_without_a_card():
-    offers = {(): "2.13.0", CPU_INDEX_OPTIONS: "2.13.0+cpu"}
-    build = choose_torch_build(offers.get, nvidia_card=False, system="Linux", machine="x86_64")
-    assert build == CPU_BUILD._replace(pip_options=CPU_INDEX_OPTIONS)
-    assert choose_torch_build(offers.get, True, "Linux", "x86_64") == CUDA_BUILD
-    assert choose_torch_build(offers.get, False, "Windows", "AMD64") == CPU_BUILD
-
-
-def test_the_users_own_index_decides_where_it_offers_a_cpu_build():
-    asked = []
-
-    def offer(options):
-        asked.append(options)
-        return "2.13.0+cpu"
-
-    assert choose_torch_build(offer, True, "Linux", "x86_64") == CPU_BUILD
-    assert asked == [()]
-
-
-def test_cuda_is_taken_where_the_cpu_index_cannot_be_reached():
-    assert choose_torch_build({(): "2.13.0"}.get, False, "Linux", "x86_64") == CUDA_BUILD
 
 
 # Progress, handing over, Chromium
