@@ -1,6 +1,7 @@
 """Which build of PyTorch the launcher takes, what it asks the driver first, and what it says afterwards."""
 
 import ctypes
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
