@@ -116,6 +116,25 @@ def _ahead_table(told: Iterable[tuple[str, Report]], k: str) -> Table:
     return table
 
 
+def show_precision(report: Report) -> None:
+    """One line for each precision, then the ratios: speeds are comparable within one run alone."""
+    texts = list(report["counted_tokens"])
+    table = Table("precision", *(f"perplexity, {text}" for text in texts), "one expert", "slots", "hit", "tokens/s")
+    for run in report["runs"]:
+        table.add_row(
+            run["precision"],
+            *(f"{run['perplexity'][text]:.3f}" for text in texts),
+            f"{run['expert_bytes'] / 1e6:.2f} MB",
+            str(run.get("slots", "")),
+            f"{run['hit_rate']:.0%}" if "hit_rate" in run else "",
+            _number(run.get("tokens_per_second")),
+        )
+    console = Console()
+    console.print(table)
+    for name, ratio in report["ratios"].items():
+        console.print(f"{name}: {_number(ratio)}")
+
+
 def show_facts(report: Report) -> None:
     """Name and value, one a line."""
     table = Table("measured", "value")

@@ -95,19 +95,19 @@ def _plan(found: Diagnosis, settings: Settings, path: Path) -> None:
     from engine.cache.policy_choice import check_policy
     from engine.card_emulation import plan_memory
     from engine.checkpoint.catalog import describe_model
-    from engine.checkpoint.expert_index import ExpertIndex
-    from engine.checkpoint.skeleton import read_config
-    from engine.loading import context_for, require_supported
+    from engine.checkpoint.dense_model import open_checkpoint
+    from engine.loading import at_precision, context_for, require_supported
     from engine.model.footprint import footprint
     from engine.placement import place
 
     place(settings.device, "auto")
     require_supported(settings.precision)
     policy = check_policy(settings.policy)
-    config = read_config(path)
+    checkpoint = at_precision(open_checkpoint(path), settings.precision)
+    config = checkpoint.config
     context_length = context_for(config, settings.context_length)
     found.model = describe_model(settings.model, path, "chosen").to_dict()
-    needs = footprint(config, ExpertIndex.from_checkpoint(path), context_length)
+    needs = footprint(config, checkpoint.index, context_length)
     plan = plan_memory(needs, settings.budget, settings.link)
     found.plan = plan.to_dict()
     found.decisions += [

@@ -161,6 +161,34 @@ def bench_prediction(
     present(work, show_prediction, as_json)
 
 
+@bench.command("precision")
+@command
+def bench_precision(
+    model: Model = "demo",
+    budget: Annotated[str, typer.Option(help="What native experts get; the others get the same bytes.")] = "25%",
+    link: Annotated[str, typer.Option(help="disk (read past the page cache) or disk:buffered.")] = "disk",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 33,
+    repeats: Annotated[int, typer.Option(min=0, help="Rounds of decoding; 0 measures perplexity alone.")] = 3,
+    every: Annotated[int, typer.Option(min=1, help="Read one in so many of the held-out passages.")] = 1,
+    prompts: PromptsFile = None,
+    take: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity, bytes and decoding speed with native, int8 and NF4 experts."""
+    from app.bench_tables import show_precision
+    from engine.lab.prompts import read_prompts
+
+    chats = tuple(read_prompts(prompts, take or (2 if prompts is None else None)))
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_precision import PrecisionSettings, run_bench_precision
+
+        settings = PrecisionSettings(model, budget, link, tokens, repeats, every, chats)
+        return run_bench_precision(settings, on_progress)
+
+    present(work, show_precision, as_json)
+
+
 @bench.command("predictor")
 @command
 def bench_predictor(

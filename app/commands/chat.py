@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, PromptsFile, RecordRouting
+from app.commands.options import (
+    Budget,
+    ContextLength,
+    Device,
+    Link,
+    Model,
+    Policy,
+    Precision,
+    PromptsFile,
+    RecordRouting,
+)
 from app.terminal import AsJson, command, present
 from app.terminal_progress import Progress, progress_on_stderr
 
@@ -27,6 +37,7 @@ def chat(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    precision: Precision = None,
     record_routing: RecordRouting = None,
     prompts: PromptsFile = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -61,6 +72,7 @@ def chat(
         "link": link,
         "context_length": context_length,
         "device": device,
+        "precision": precision,
         "record_routing": record_routing,
     }
     settings = load_settings(

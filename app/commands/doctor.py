@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, Precision
 from app.terminal import FAILED, AsJson, command, present
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def doctor(
     context_length: ContextLength = None,
     device: Device = None,
     link: Link = None,
+    precision: Precision = None,
     as_json: AsJson = False,
 ) -> None:
     """What was found here (cards, memory, disk speed), the memory plan, one sentence for each decision."""
@@ -35,6 +36,7 @@ def doctor(
             "context_length": context_length,
             "device": device,
             "link": link,
+            "precision": precision,
         }
     )
     found = present(lambda on_progress: diagnose(settings, on_progress), _show, as_json, Diagnosis.to_dict)

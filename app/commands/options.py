@@ -29,6 +29,13 @@ Link = Annotated[
 ]
 ContextLength = Annotated[int | None, typer.Option(help="Tokens the chat may hold.", show_default="2048")]
 Device = Annotated[str | None, typer.Option(help="Where the model is computed: auto or cpu.", show_default="auto")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the experts: auto or native (the checkpoint's own numbers), int8 or nf4 (smaller, lossy).",
+        show_default="auto",
+    ),
+]
 RecordRouting = Annotated[
     bool | None,
     typer.Option(

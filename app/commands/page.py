@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, RecordRouting
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, Precision, RecordRouting
 from app.terminal import command
 
 
@@ -21,6 +21,7 @@ def page(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    precision: Precision = None,
     record_routing: RecordRouting = None,
 ) -> None:
     """Chat with a Mixture-of-Experts model larger than your memory, and see what each gigabyte buys.
@@ -36,6 +37,7 @@ def page(
             "model": model,
             "budget": budget,
             "device": device,
+            "precision": precision,
             "policy": policy,
             "link": link,
             "context_length": context_length,

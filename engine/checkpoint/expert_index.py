@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from engine.checkpoint import mxfp4
 from engine.checkpoint.converter_probe import ConverterProbe
 from engine.checkpoint.expert_key import ExpertKey
 from engine.checkpoint.expert_layout import ExpertParam, GroupLayout, lay_out_layer
@@ -38,7 +40,8 @@ class ExpertIndex:
 
     `layer` counts MoE layers in forward order. `slot_bytes` (a multiple of 4096) is enough for any expert;
     `expert_bytes` is what the largest expert takes in the checkpoint. Where `needs_finish`, the bytes of a slot
-    are in order only after `finish`; where `is_packed`, matrices are in few bits with scales beside them
+    are in order only after `finish`; `precision` is "native" where these are the
+    checkpoint's own numbers; where `is_packed`, matrices are in few bits with scales beside them
     (`engine.model.packed_product`). `total_bytes` is all that the shards hold, `total_expert_bytes` the experts'
     part of it; `dense_bytes` is the memory `load_dense` needs for the rest.
     """
@@ -55,7 +58,8 @@ class ExpertIndex:
         self.layer_names: tuple[str, ...] = tuple(experts.name for experts in skeleton.experts)
         self.experts_per_layer: tuple[int, ...] = tuple(experts.count for experts in skeleton.experts)
         self.top_k: int = max(experts.top_k for experts in skeleton.experts)
-        self.is_packed: bool = False
+        self.precision: str = "native"
+        self.is_packed: bool = any(p.dtype == torch.uint8 for layer in self._layers for g in layer for p in g.params)
         self.needs_finish: bool = any(not group.direct for layer in self._layers for group in layer)
         self.slot_bytes: int = max(_slot_bytes(layer) for layer in self._layers)
         per_layer = [sum(part.nbytes for group in layer for part in group.parts) for layer in self._layers]
@@ -77,7 +81,8 @@ class ExpertIndex:
 
     def weights_per_expert(self, layer: int) -> int:
         """How many numbers an expert of `layer` has, however they are stored."""
-        return sum(prod(param.shape) for param in self.params(layer))
+        numbers = (param for param in self.params(layer) if not param.name.endswith(mxfp4.SCALES))
+        return sum(prod(param.shape) * (2 if param.dtype == torch.uint8 else 1) for param in numbers)
 
     def ranges(self, key: ExpertKey) -> tuple[ByteRange, ...]:
         """What to read for one expert, in file order; ranges adjacent both on disk and in the slot are one."""

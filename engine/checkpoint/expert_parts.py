@@ -75,7 +75,8 @@ def _refuse_many_to_many(experts: ExpertsModule, group: WeightGroup) -> None:
 def _part(experts: ExpertsModule, group: WeightGroup, pattern: str) -> ExpertPart:
     tensors = group.sources[pattern]
     first = tensors[0][1]
-    if first.dtype not in COMPUTABLE_DTYPES:
+    expected = experts.module.get_parameter(group.target.rpartition(".")[2]).dtype
+    if first.dtype not in ((torch.uint8,) if expected == torch.uint8 else COMPUTABLE_DTYPES):
         raise UnsupportedModel(
             f"Experts stored as {first.dtype} ({tensors[0][0]}) cannot be used by this version.",
             "Use a float32, float16 or bfloat16 version of the model.",

@@ -17,6 +17,7 @@ from transformers.core_model_loading import build_glob_alternation
 from transformers.modeling_utils import patch_output_recorders
 from transformers.utils import logging as transformers_logging
 
+from engine.checkpoint import mxfp4
 from engine.errors import CheckpointCorrupt, CheckpointUnreadable, ModelNotFound, NotAMoeModel, UnsupportedModel
 
 CONFIG_NAME = "config.json"
@@ -75,7 +76,7 @@ def build_skeleton(path: Path, experts_implementation: str = "eager", own_dtype:
     It computes in float32, or, with `own_dtype`, in the dtype that its config names.
 
     Raises ModelNotFound, CheckpointUnreadable, CheckpointCorrupt (bad config), NotAMoeModel,
-    UnsupportedModel (quantised, remote code, or experts off transformers' experts interface).
+    UnsupportedModel (quantised but for mxfp4, remote code, or experts off transformers' experts interface).
     """
     with quiet_transformers():
         config = read_config(path)
@@ -87,6 +88,10 @@ def build_skeleton(path: Path, experts_implementation: str = "eager", own_dtype:
             raise CheckpointCorrupt(
                 f"No model can be built from {path / CONFIG_NAME} ({error}).", "Download the model's config again."
             ) from error
+        if _stored_method(config) == mxfp4.METHOD:
+            for name, module in model.named_modules():
+                if is_experts_module(module):
+                    mxfp4.expect_packed_experts(module, name)
     experts = tuple(_find_experts(model))
     if not experts:
         _refuse_without_experts(path, config)
@@ -96,11 +101,11 @@ def build_skeleton(path: Path, experts_implementation: str = "eager", own_dtype:
 def read_config(path: Path) -> Any:
     """transformers' config object of the checkpoint folder `path`."""
     raw = _read_raw_config(path)
-    if raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"):
-        method = (raw.get("quantization_config") or raw["text_config"]["quantization_config"]).get("quant_method")
+    quantisation = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
+    if quantisation and quantisation.get("quant_method") != mxfp4.METHOD:
         raise UnsupportedModel(
-            f"The checkpoint {path} is quantised ({method}), which this version cannot read.",
-            "Use a float32, float16 or bfloat16 version of the model.",
+            f"The checkpoint {path} is quantised ({quantisation.get('quant_method')}), which this version cannot read.",
+            "Use a float32, float16, bfloat16 or mxfp4 version of the model.",
         )
     model_type = raw.get("model_type")
     if not model_type:
@@ -118,6 +123,11 @@ def read_config(path: Path) -> Any:
         raise CheckpointCorrupt(
             f"{path / CONFIG_NAME} is not a valid {model_type} config ({error}).", "Download the model's config again."
         ) from error
+
+
+def _stored_method(config: Any) -> str | None:
+    """How a quantised checkpoint says that its weights are stored."""
+    return (getattr(config, "quantization_config", None) or {}).get("quant_method")
 
 
 def _read_raw_config(path: Path) -> dict[str, Any]:

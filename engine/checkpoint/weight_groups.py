@@ -21,6 +21,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from engine.checkpoint import mxfp4
 from engine.checkpoint.safetensors_header import TensorLocation
 
 
@@ -73,6 +74,8 @@ def group_weights(model: PreTrainedModel, tensors: Mapping[str, TensorLocation])
         target, pattern = rename_source_key(key, renamings, converters, prefix, known)
         if target not in known and key in known:
             target, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=known)
+        if target not in known:
+            target = mxfp4.parameter_name(target)
         if target not in known:
             continue
         group = groups.setdefault(target, WeightGroup(target, by_pattern[pattern] if pattern else None))

@@ -30,6 +30,8 @@ class Footprint:
     experts_total: int
     minimum_slots: int  # one layer's top-k
     model_bytes_total: int  # all weights in the checkpoint's dtype
+    precision: str = "native"  # of the experts; anything else is lossy
+    notes: tuple[str, ...] = ()  # sentences that belong to every plan for this model
 
     @property
     def fixed_bytes(self) -> int:
@@ -50,6 +52,7 @@ class MemoryPlan:
     minimum_slots: int
     model_bytes_total: int
     budget: str
+    precision: str = "native"  # of the experts; anything else is lossy
     margin_bytes: int = 0  # left to other programs; only "auto" decides that
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -121,7 +124,12 @@ def _plan(footprint: Footprint, slots: int, budget: str, *reasons: str) -> Memor
         minimum_slots=footprint.minimum_slots,
         model_bytes_total=footprint.model_bytes_total,
         budget=budget,
-        reasons=(*reasons, f"The cache holds {held} ({slots / footprint.experts_total:.0%}, {size})."),
+        precision=footprint.precision,
+        reasons=(
+            *footprint.notes,
+            *reasons,
+            f"The cache holds {held} ({slots / footprint.experts_total:.0%}, {size}).",
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from engine.checkpoint.expert_index import ExpertIndex
+from engine.checkpoint.quantised import QuantisedIndex, lossy_sentence
 from engine.hardware.memory_plan import MIB, Footprint
 from engine.model.kv_cache import kv_bytes
 
@@ -57,4 +58,6 @@ def footprint(config: PretrainedConfig, index: ExpertIndex, context_length: int,
         experts_total=sum(index.experts_per_layer),
         minimum_slots=min(index.top_k, max(index.experts_per_layer)),
         model_bytes_total=index.total_bytes,
+        precision=index.precision,
+        notes=(lossy_sentence(index),) if isinstance(index, QuantisedIndex) else (),
     )

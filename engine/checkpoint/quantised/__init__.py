@@ -6,6 +6,7 @@ from engine.checkpoint.quantised.copies import QuantisedCopy, delete_copy, list_
 from engine.checkpoint.quantised.ensure import ensure_quantised, plan_quantised
 from engine.checkpoint.quantised.formats import PRECISIONS
 from engine.checkpoint.quantised.index import QuantisedIndex
+from engine.checkpoint.quantised.quality import lossy_sentence
 
 __all__ = [
     "PRECISIONS",
@@ -14,6 +15,7 @@ __all__ = [
     "delete_copy",
     "ensure_quantised",
     "list_copies",
+    "lossy_sentence",
     "plan_quantised",
     "quantised_dir",
 ]
