@@ -402,7 +402,7 @@ class Engine:
 
     def _all_notes(self) -> tuple[str, ...]:
         problem = self._host_tier.problem if self._host_tier else None
-        return (*self._notes, problem) if problem else self._notes
+        return (*self._notes, *filter(None, (problem, self._cache.host_compute_words())))
 
     # -- recording ------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ from typing import Any
 class EngineStats:
     """What has happened since load. Counts of activations are of decoding unless they begin with `prefill_`.
 
-    `bytes_*` are bytes that crossed the link, by what started the transfer and what became of it.
-    `stall_seconds` is time the computation waited for a transfer while decoding. Subtract an earlier snapshot to
-    get an interval: counters are differences, the sizes are the later ones. All `*_seconds` are this machine's;
-    `tokens_per_second` is in an emulated card's time where there is one (`time_dilation`).
+    `computed_far` of the misses were computed where the expert waited, by the processor. `bytes_*` are bytes that
+    crossed the link, by what started the transfer and what became of it. `stall_seconds` is time the computation
+    waited for a transfer while decoding. Subtract an earlier snapshot to get an interval: counters are differences,
+    the sizes are the later ones. All `*_seconds` are this machine's; `tokens_per_second` is in an emulated card's
+    time where there is one (`time_dilation`).
     """
 
     activations: int = 0
@@ -34,6 +35,7 @@ class EngineStats:
     bytes_prefetch_cancelled: int = 0  # never crossed the link, so not part of bytes_total
     stall_seconds: float = 0.0
     prediction_seconds: float = 0.0  # of the computing thread, decoding
+    computed_far_seconds: float = 0.0
     prefill_stall_seconds: float = 0.0
     tokens: int = 0  # generated; the first of an answer comes out of its prefill
     decode_steps: int = 0
@@ -121,6 +123,8 @@ class CacheCounters:
     bytes_prefetch_cancelled: int = 0
     evictions: int = 0
     prediction_seconds: float = 0.0
+    computed_far: int = 0  # only while decoding
+    computed_far_seconds: float = 0.0
 
     @classmethod
     def zero(cls) -> CacheCounters:
@@ -142,6 +146,7 @@ class CacheCounters:
         named["bytes_prefetch_cancelled"] = self.bytes_prefetch_cancelled
         resting = self.bytes_prefetch_moved - self.bytes_prefetch_used - self.bytes_prefetch_wasted
         named["bytes_prefetch_pending"] = resting
+        named["computed_far"], named["computed_far_seconds"] = self.computed_far, self.computed_far_seconds
         named["evictions"] = self.evictions
         named["prediction_seconds"] = self.prediction_seconds
         return named

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cache.host_compute import HostCompute
 from engine.cache.link import ExpertWeights, Link, Priority, Transfer
 from engine.cache.policies import EvictionPolicy
 from engine.cache.prefill_stream import PrefillStream
@@ -69,8 +70,10 @@ class ExpertCache:
             if prefetcher is None
             else Speculation(self._residency, self._transfers, prefetcher, self._book_evictions)
         )
+        self._host = HostCompute() if link.computes_on_host else None
         self._can_foresee = False  # in the step in progress
         self._step_began = 0.0, 0.0
+        self._demand_arrived_at = 0.0
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
         self._failed: dict[ExpertKey, Exception] = {}
         self._ahead: deque[ExpertKey] = deque()
@@ -143,6 +146,8 @@ class ExpertCache:
                 lease.unscheduled.sort(key=lambda key: -self._rows[key.expert])  # the most used are kept
                 self._stream.skipped(layer, set(keys))
                 self._plan_read_ahead(layer)
+            if self._host is not None and self._phase is Phase.DECODE:
+                self._leave_on_host(lease, self._host)
             self._schedule(lease)
             if self._phase is Phase.DECODE and self._can_foresee and self._speculation is not None:
                 began = time.perf_counter()  # after what is demanded has set out: this takes time beside it
@@ -197,6 +202,12 @@ class ExpertCache:
         """The cache's part of EngineStats' fields."""
         with self._lock:
             return self._counters.to_stats_fields()
+
+    def host_compute_words(self) -> str:
+        """Where absent experts are computed, in one sentence; empty where there is no choice."""
+        with self._lock:
+            misses = self._counters.misses[Phase.DECODE]
+            return "" if self._host is None else self._host.words(self._counters.computed_far, misses)
 
     @property
     def slots(self) -> int:
@@ -266,6 +277,14 @@ class ExpertCache:
         if not lease.unscheduled:
             self._pump_read_ahead()
 
+    def _leave_on_host(self, lease: Lease, host: HostCompute) -> None:
+        """Of what is absent, what the processor computes sooner than the link brings it."""
+        absent = [key for key in lease.unscheduled if self._residency.slot(key) is None]
+        count = host.share(len(absent))
+        lease.on_host = absent[len(absent) - count :]
+        lease.unscheduled = [key for key in lease.unscheduled if key not in lease.on_host]
+        self._counters.computed_far += count
+
     def _load(self, lease: Lease, key: ExpertKey) -> bool:
         if not self._start(key, Priority.DEMAND, patient=bool(lease.waiting_for)):
             return False
@@ -287,7 +306,7 @@ class ExpertCache:
 
     def _next_batch(self, lease: Lease) -> list[tuple[int, ExpertWeights]]:
         self._release(lease)
-        while lease.waiting_for or lease.unscheduled:
+        while lease.waiting_for or lease.unscheduled or lease.on_host:
             self._raise_if_closed()
             self._transfers.settle()
             self._raise_if_failed(lease)
@@ -296,6 +315,8 @@ class ExpertCache:
             ready = [key for key in lease.waiting_for if self._residency.is_resident(key)]
             if ready:
                 return self._hand_out(lease, ready)
+            if lease.on_host:
+                return self._hand_out_on_host(lease)
             started = self._transfers.now()
             self._transfers.wait()
             self._counters.stall_seconds[self._phase] += self._transfers.now() - started
@@ -309,6 +330,25 @@ class ExpertCache:
                 self._unread.discard(key)
                 self._counters.bytes_prefetch_used += self._link.transfer_bytes(key)
         return [(key.expert, self._weights(key)) for key in ready]
+
+    def _hand_out_on_host(self, lease: Lease) -> list[tuple[int, ExpertWeights]]:
+        """One at a time, so that what arrives meanwhile is not kept waiting."""
+        key = lease.on_host.pop()
+        weights = self._link.host_weights(key)
+        lease.computing_on_host = key, self._transfers.now()
+        return [(key.expert, weights)]
+
+    def _released_on_host(self, key: ExpertKey, began: float) -> None:
+        self._link.host_released(key)
+        if least := self._link.host_seconds(key):
+            self._transfers.pass_until(began + least)
+        seconds = self._transfers.now() - began
+        self._counters.computed_far_seconds += seconds
+        assert self._host is not None
+        self._host.computed(seconds)
+        idle = not self._transfers.in_flight and self._residency.slot(key) is None
+        if idle and not self._can_foresee:  # else the prefetcher says what is worth a slot
+            self._start(key, Priority.PREFETCH, patient=True)
 
     def _weights(self, key: ExpertKey) -> ExpertWeights:
         slot = self._residency.slot(key)
@@ -326,13 +366,16 @@ class ExpertCache:
             if not lease.unscheduled:
                 self._pump_read_ahead()
         lease.handed_out = []
+        if lease.computing_on_host is not None:
+            on_host, lease.computing_on_host = lease.computing_on_host, None
+            self._released_on_host(*on_host)
 
     def _abandon(self, lease: Lease) -> None:
         self._release(lease)
         for key in lease.waiting_for:
             self._residency.unpin(key)
             self._failed.pop(key, None)
-        lease.waiting_for, lease.unscheduled = [], []
+        lease.waiting_for, lease.unscheduled, lease.on_host = [], [], []
 
     # -- reading ahead in prefill ---------------------------------------------------------------------------------
 
@@ -361,6 +404,9 @@ class ExpertCache:
 
     def _on_arrival(self, transfer: Transfer) -> None:
         self._residency.publish(transfer.key)
+        if self._host is not None and transfer.origin is Priority.DEMAND:
+            self._host.transferred(self._transfers.now() - max(transfer.submitted_at, self._demand_arrived_at))
+            self._demand_arrived_at = self._transfers.now()
         if transfer.origin is Priority.PREFETCH:
             self._unread.add(transfer.key)
         if self._speculation is not None:
@@ -444,13 +490,15 @@ def _transfers_for(link: Link) -> MakeTransfers:
 class Lease:
     """One layer's experts in use. Handed-out experts stay pinned until the next batch is asked for or it closes."""
 
-    __slots__ = ("_cache", "handed_out", "unscheduled", "waiting_for")
+    __slots__ = ("_cache", "computing_on_host", "handed_out", "on_host", "unscheduled", "waiting_for")
 
     def __init__(self, cache: ExpertCache, keys: list[ExpertKey]) -> None:
         self._cache = cache
         self.unscheduled = keys  # no slot yet
         self.waiting_for: list[ExpertKey] = []  # pinned, resident or on the way
         self.handed_out: list[ExpertKey] = []  # pinned, being computed with
+        self.on_host: list[ExpertKey] = []  # to be computed where they wait
+        self.computing_on_host: tuple[ExpertKey, float] | None = None  # and since when
 
     def next_batch(self) -> list[tuple[int, ExpertWeights]]:
         """Blocks until at least one further expert is ready; returns all that are (residents first), [] at the end.

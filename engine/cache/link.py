@@ -57,6 +57,7 @@ class Link(ABC):
     readers: int
     chunk_bytes: int  # of speculative transfers, so that a demand can overtake
     tells_release: bool = False  # whether `released` wants to be called
+    computes_on_host: bool = False  # whether experts can be computed where they wait, and `host_weights` be called
 
     @abstractmethod
     def grow(self, slots: list[int]) -> None:
@@ -86,6 +87,17 @@ class Link(ABC):
         """All computing with the experts in these slots has been enqueued, though it may still be running; called by
         the computing thread. From now on their memory may be given to others.
         """
+
+    def host_weights(self, key: ExpertKey) -> ExpertWeights:
+        """Views of an expert where it waits, in memory the processor computes with; valid until `host_released`."""
+        raise NotImplementedError(f"Experts cannot be computed on the far side of {self.name}.")
+
+    def host_released(self, key: ExpertKey) -> None:  # noqa: B027 - where far copies stay where they are
+        """Computing with `host_weights(key)` is over."""
+
+    def host_seconds(self, key: ExpertKey) -> float:
+        """How long computing one token with the far copy has to take, where that is emulated; else 0."""
+        return 0.0
 
     @abstractmethod
     def close(self) -> None:

@@ -15,16 +15,23 @@ from dataclasses import dataclass
 
 from engine.cache.link import Link, Transfer
 from engine.cache.transfer_queue import Chunk, OnMoved, OnTransfer, TransferQueue
+from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import InvalidSetting
 
-_SPECIFICATION = re.compile(r"emulated:(?P<rate>\d+(\.\d+)?)(?P<unit>[GM])Bps(\+(?P<latency>\d+(\.\d+)?)us)?")
+_SPECIFICATION = re.compile(
+    r"emulated:(?P<rate>\d+(\.\d+)?)(?P<unit>[GM])Bps(\+(?P<latency>\d+(\.\d+)?)us)?"
+    r"(/host:(?P<host>\d+(\.\d+)?)GBps)?"
+)
 _SPIN_SECONDS = 5e-3  # shorter waits do not sleep: what is computed next would run slower, as beside no real card
 
 
 @dataclass(frozen=True)
 class EmulatedSpeed:
+    """`host_bytes_per_second`: how fast the processor computes with experts where they wait; None: it does not."""
+
     bytes_per_second: float
     latency_seconds: float = 0.0
+    host_bytes_per_second: float | None = None
 
     @staticmethod
     def is_stated(specification: str) -> bool:
@@ -33,15 +40,16 @@ class EmulatedSpeed:
 
     @classmethod
     def parse(cls, specification: str) -> EmulatedSpeed:
-        """From "emulated:2.5GBps" or "emulated:2.5GBps+20us". Raises InvalidSetting."""
+        """From "emulated:2.5GBps", "emulated:2.5GBps+20us" or "emulated:2.5GBps/host:10GBps". Raises InvalidSetting."""
         match = _SPECIFICATION.fullmatch(specification)
-        if match is None or float(match["rate"]) == 0:
+        if match is None or 0 in (float(match["rate"]), float(match["host"] or 1)):
             raise InvalidSetting(
                 f"{specification!r} is not an emulated link.",
-                'Write it like "emulated:2.5GBps" or "emulated:2.5GBps+20us".',
+                'Write it like "emulated:2.5GBps", "emulated:2.5GBps+20us" or "emulated:2.5GBps/host:10GBps".',
             )
         unit = 1e9 if match["unit"] == "G" else 1e6
-        return cls(float(match["rate"]) * unit, float(match["latency"] or 0) / 1e6)
+        host = float(match["host"]) * 1e9 if match["host"] else None
+        return cls(float(match["rate"]) * unit, float(match["latency"] or 0) / 1e6, host)
 
 
 class TimedLink(Link):
@@ -52,6 +60,14 @@ class TimedLink(Link):
     readers = 1
     chunk_bytes = 1 << 20
     speed: EmulatedSpeed
+
+    @property
+    def computes_on_host(self) -> bool:  # type: ignore[override]
+        return self.speed.host_bytes_per_second is not None
+
+    def host_seconds(self, key: ExpertKey) -> float:
+        assert self.speed.host_bytes_per_second is not None
+        return self.transfer_bytes(key) / self.speed.host_bytes_per_second
 
     def grow(self, slots: list[int]) -> None:
         """Nothing to provide: a slot here is a right to hold, the bytes stay where they are."""
@@ -92,6 +108,12 @@ class TimedTransfers(TransferQueue):
                 raise RuntimeError("Nothing is on its way: the wait would never end.")
             self._pause_until(event)
             self._settle_until(event)
+
+    def pass_until(self, moment: float) -> None:
+        while (event := self._next_event()) is not None and event <= moment:
+            self._pause_until(event)
+            self._settle_until(event)
+        self._pause_until(moment)
 
     @abstractmethod
     def _pause_until(self, moment: float) -> None:

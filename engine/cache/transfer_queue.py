@@ -45,6 +45,10 @@ class TransferQueue(ABC):
     def wait(self) -> None:
         """Returns when a transfer has arrived or failed, or the queue was closed."""
 
+    def pass_until(self, moment: float) -> None:
+        """Returns at `moment`, where something else than a transfer is emulated to take until then."""
+        raise NotImplementedError("Only on an emulated link is time let pass.")
+
     @abstractmethod
     def close(self) -> None:
         """Nothing moves any more. Idempotent."""

@@ -69,6 +69,19 @@ def test_greedy_ids_and_logits_are_stocks(family):
             assert_same_logits(engine.logits(prompts[0]), stock.logits(prompts[0]))
 
 
+@pytest.mark.parametrize("policy", ("lru-per-layer", "predictive"))
+@pytest.mark.parametrize("family", ("qwen3_moe", "gpt_oss"))
+def test_misses_that_the_processor_computes_where_they_are_change_nothing(family, policy):
+    stock, prompts, answers = reference(family, torch.float32)
+    with Engine.load(
+        tiny_checkpoint(family), budget="25%", policy=policy, link="emulated:0.1GBps/host:1GBps"
+    ) as engine:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
+        assert 0 < engine.stats().computed_far < engine.stats().misses
+        assert "The processor computes" in engine.snapshot().notes[-1]
+
+
 @pytest.mark.parametrize("family", ("mixtral", "qwen3_moe", "deepseek_v3", "granitemoe", "gpt_oss"))
 def test_bfloat16_checkpoints_compute_in_float32(family):
     stock, prompts, answers = reference(family, torch.bfloat16)

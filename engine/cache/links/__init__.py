@@ -13,7 +13,10 @@ from engine.cache.links.emulated import PREFIX, EmulatedCardLink, EmulatedLink, 
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 
-LINK_HELP = "auto, disk, disk:direct, emulated:2.5GBps, emulated:2.5GBps+20us or emulated:CARD (such as emulated:4060)"
+LINK_HELP = (
+    "auto, disk, disk:direct, emulated:2.5GBps, emulated:2.5GBps+20us, emulated:2.5GBps/host:10GBps or "
+    "emulated:CARD (such as emulated:4060)"
+)
 
 
 def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, int], None] | None = None) -> Link:

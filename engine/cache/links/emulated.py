@@ -45,6 +45,9 @@ class EmulatedLink(TimedLink):
     def weights(self, key: ExpertKey, slot: int) -> ExpertWeights:
         return self._far[key].weights(self._layouts, key.layer)
 
+    def host_weights(self, key: ExpertKey) -> ExpertWeights:
+        return self._far[key].weights(self._layouts, key.layer)
+
     def close(self) -> None:
         self._far.clear()
 

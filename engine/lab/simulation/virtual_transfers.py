@@ -21,6 +21,9 @@ class VirtualLink(TimedLink):
     def weights(self, key: ExpertKey, slot: int) -> ExpertWeights:
         return ExpertWeights(0, {})
 
+    def host_weights(self, key: ExpertKey) -> ExpertWeights:
+        return ExpertWeights(0, {})
+
     def close(self) -> None:
         """Nothing to close."""
 
