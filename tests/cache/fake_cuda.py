@@ -41,6 +41,7 @@ class FakeCard:
         self.locked: dict[int, int] = {}
         self.calls: Counter[str] = Counter()
         self.taken_by_others = 0
+        self.taken_unseen = 0  # what the driver does not tell of, such as holes between pieces
         self._allocated: list[tuple[StorageWeakRef, int]] = []
         self._lazy = lazy
         self._random = random.Random(seed)
@@ -99,7 +100,7 @@ class FakeCard:
 
     def empty(self, rows: int, row_bytes: int) -> torch.Tensor:
         self.calls["empty"] += 1
-        if self.free_bytes() < rows * row_bytes:
+        if self.free_bytes() - self.taken_unseen < rows * row_bytes:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {rows * row_bytes} bytes (injected).")
         slab = torch.full((rows, row_bytes), 170, dtype=torch.uint8)
         self._allocated.append((StorageWeakRef(slab.untyped_storage()), slab.nbytes))
