@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SOURCE = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
 LIBRARY = "libnvidia-ml.so.1"
@@ -80,3 +84,25 @@ def process_with_library(folder: Path, scenario: Path) -> Iterator[ProcessPoolEx
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def stub_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled library; tests that need it are skipped where there is no compiler or no Linux."""
+    if not sys.platform.startswith("linux") or shutil.which("gcc") is None:
+        pytest.skip("the stub of NVML needs Linux and gcc")
+    return compile_stub(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="session")
+def stub_process(stub_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubDriver]:
+    scenario = tmp_path_factory.mktemp("nvml-scenario") / "scenario.txt"
+    with process_with_library(stub_library.parent, scenario) as pool:
+        yield StubDriver(scenario, pool)
+
+
+@pytest.fixture
+def driver(stub_process: StubDriver) -> StubDriver:
+    """A driver without a card; tests tell it what to say."""
+    stub_process.tell()
+    return stub_process
