@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from engine.checkpoint.positioned_read import open_to_read, read_at
 from engine.checkpoint.safetensors_header import TensorLocation
 from engine.errors import CheckpointCorrupt, CheckpointUnreadable
 
@@ -55,7 +56,7 @@ class TensorReader:
         view = target.data
         while len(view):
             try:
-                count = os.preadv(self._descriptor(file), [view[:CHUNK_BYTES]], offset)
+                count = read_at(self._descriptor(file), view[:CHUNK_BYTES], offset)
             except OSError as error:
                 raise CheckpointUnreadable(
                     f"{self._files[file]} cannot be read ({error.strerror or error}).",
@@ -70,5 +71,5 @@ class TensorReader:
 
     def _descriptor(self, file: int) -> int:
         if file not in self._descriptors:
-            self._descriptors[file] = os.open(self._files[file], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptors[file] = open_to_read(self._files[file])
         return self._descriptors[file]

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.checkpoint.expert_index import ByteRange, ExpertIndex
 from engine.checkpoint.expert_key import ExpertKey
+from engine.checkpoint.positioned_read import open_to_read, read_at
 from engine.errors import CheckpointCorrupt, CheckpointUnreadable
 
 _SECTOR_BYTES = 4096
@@ -71,7 +72,7 @@ class ExpertFiles:
         needed = len(target) if needed is None else needed
         done = 0
         while done < needed:
-            count = _read_at(self._files[file], target.data[done:], offset + done)
+            count = read_at(self._files[file], target.data[done:], offset + done)
             if count == 0:
                 path = self._index.files[file]
                 raise CheckpointCorrupt(
@@ -94,7 +95,7 @@ def _aligned(offset: int, target: np.ndarray) -> bool:
 
 def _open(path: Path, flags: int) -> int:
     try:
-        return os.open(path, os.O_RDONLY | flags | getattr(os, "O_BINARY", 0))
+        return open_to_read(path, flags)
     except OSError as error:
         raise CheckpointUnreadable(
             f"{path} cannot be opened: {error.strerror}.",
@@ -105,7 +106,7 @@ def _open(path: Path, flags: int) -> int:
 def _supports_direct(path: Path) -> bool:
     """Some file systems (tmpfs, network shares) refuse O_DIRECT."""
     try:
-        os.close(os.open(path, os.O_RDONLY | O_DIRECT))
+        os.close(open_to_read(path, O_DIRECT))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
@@ -114,19 +115,3 @@ def _supports_direct(path: Path) -> bool:
             "Check that the file exists and that you may read it.",
         ) from error
     return True
-
-
-if hasattr(os, "preadv"):
-
-    def _read_at(file: int, target: memoryview, offset: int) -> int:
-        return os.preadv(file, [target], offset)
-
-else:  # Windows has no positioned read into a buffer: one lock keeps seek and read together
-    _seek_lock = threading.Lock()
-
-    def _read_at(file: int, target: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(file, offset, os.SEEK_SET)
-            data = os.read(file, len(target))
-        target[: len(data)] = data
-        return len(data)
