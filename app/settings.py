@@ -24,7 +24,7 @@ from pydantic_settings import (
 from engine.errors import InvalidSetting
 from engine.paths import config_dir
 
-ENGINE_OPTIONS = ("model", "budget", "device", "precision", "policy", "link", "context_length")
+ENGINE_OPTIONS = ("model", "budget", "device", "precision", "policy", "link", "context_length", "host_compute")
 
 
 class Sampling(BaseModel, extra="ignore"):
@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     policy: str = "auto"
     link: str = "auto"
     context_length: int | None = None
+    host_compute: bool = False
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
     open_browser: bool = True

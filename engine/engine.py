@@ -75,6 +75,7 @@ class Engine:
         placement: Placement,
         on_progress: Progress | None = None,
         preload: bool = False,
+        host_compute: bool = False,
     ) -> None:
         self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
         self.model_path = files.path
@@ -86,7 +87,7 @@ class Engine:
         self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
         reason = f"it computes on {self.device}." if self._on_card else FastDecoder.supports(self._model)
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
-        opened = self._open_link(link, index, preload, on_progress)
+        opened = self._open_link(link, index, preload, host_compute, on_progress)
         self._link, self._link_asked = opened.name, link
         self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
@@ -103,7 +104,9 @@ class Engine:
             prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
         self._fill_near_memory()
-        experts_function.attach(self._experts_modules, self._cache, self._last_row_only, self._on_card)
+        experts_function.attach(
+            self._experts_modules, self._cache, self._last_row_only, self._on_card, opened.computes_on_host
+        )
         kv = KvCache(self._model.config, context_length)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length, self._on_card)
@@ -118,12 +121,14 @@ class Engine:
         self._cancel = threading.Event()
         self._closed = False
 
-    def _open_link(self, name: str, index: ExpertIndex, preload: bool, on_progress: Progress | None) -> Link:
+    def _open_link(
+        self, name: str, index: ExpertIndex, preload: bool, host_compute: bool, on_progress: Progress | None
+    ) -> Link:
         card = self._placement.card
         self._host_tier = None
         if card is None:
             return open_link(name, index, on_progress)
-        opened = open_card_link(index, card, behind_card(self._footprint).experts)
+        opened = open_card_link(index, card, behind_card(self._footprint).experts, host_compute)
         self._host_tier = opened.tier
         if preload:
             try:
@@ -178,6 +183,7 @@ class Engine:
         on_progress: Progress | None = None,
         on_plan: Callable[[MemoryPlan], None] | None = None,
         preload: bool = False,
+        host_compute: bool = False,
     ) -> Engine:
         """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert, unless with `preload`
         as many as fit in RAM, where a card computes.
@@ -185,7 +191,9 @@ class Engine:
         budget: "auto", a share of the experts ("25%") or a total size ("6GiB", bytes). precision: "auto" and "native"
         are the checkpoint's own numbers; "int8" and "nf4" are lossy, made once and kept in the cache folder.
         context_length: tokens, default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan)
-        before any weight is read. Raises the errors of engine.errors.
+        before any weight is read. host_compute: on a card, the processor computes absent experts where that is sooner
+        done than moving them; it rounds otherwise than the card, so that an answer then depends, in near ties, on what
+        the cache held. Raises the errors of engine.errors.
         """
         placement = place(device, link)
         require_supported(precision)
@@ -205,7 +213,22 @@ class Engine:
             prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)
         else:
             placement.take(dense)
-        return cls(files, dense, tokenizer, needs, plan, policy, link, context_length, placement, on_progress, preload)
+            if host_compute:
+                prepare_kernels(dense, False, on_progress)
+        return cls(
+            files,
+            dense,
+            tokenizer,
+            needs,
+            plan,
+            policy,
+            link,
+            context_length,
+            placement,
+            on_progress,
+            preload,
+            host_compute,
+        )
 
     # -- answers --------------------------------------------------------------------------------------------------
 

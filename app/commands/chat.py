@@ -14,6 +14,7 @@ from app.commands.options import (
     Budget,
     ContextLength,
     Device,
+    HostCompute,
     Link,
     Model,
     Policy,
@@ -37,6 +38,7 @@ def chat(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    host_compute: HostCompute = None,
     precision: Precision = None,
     record_routing: RecordRouting = None,
     prompts: PromptsFile = None,
@@ -72,6 +74,7 @@ def chat(
         "link": link,
         "context_length": context_length,
         "device": device,
+        "host_compute": host_compute,
         "precision": precision,
         "record_routing": record_routing,
     }

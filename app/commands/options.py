@@ -36,6 +36,15 @@ Precision = Annotated[
         show_default="auto",
     ),
 ]
+HostCompute = Annotated[
+    bool | None,
+    typer.Option(
+        "--host-compute/--no-host-compute",
+        help="With a card: the processor computes experts that are not there when that is quicker than moving them. "
+        "It rounds otherwise than the card.",
+        show_default="off",
+    ),
+]
 RecordRouting = Annotated[
     bool | None,
     typer.Option(

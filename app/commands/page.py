@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, Precision, RecordRouting
+from app.commands.options import (
+    Budget,
+    ContextLength,
+    Device,
+    HostCompute,
+    Link,
+    Model,
+    Policy,
+    Precision,
+    RecordRouting,
+)
 from app.terminal import command
 
 
@@ -21,6 +31,7 @@ def page(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    host_compute: HostCompute = None,
     precision: Precision = None,
     record_routing: RecordRouting = None,
 ) -> None:
@@ -37,6 +48,7 @@ def page(
             "model": model,
             "budget": budget,
             "device": device,
+            "host_compute": host_compute,
             "precision": precision,
             "policy": policy,
             "link": link,

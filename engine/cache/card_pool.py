@@ -55,12 +55,7 @@ class CardPool:
         views = self._views.get((slot, layout))
         if views is None:
             data = self.bytes(slot)
-            tensors = {
-                param.name: data[param.offset_bytes : param.offset_bytes + param.nbytes]
-                .view(param.dtype)
-                .view(param.shape)
-                for param in self._layouts.params[layout]
-            }
+            tensors = self._layouts.views(layer, data)
             views = self._views[slot, layout] = ExpertWeights(data.data_ptr(), tensors)
         return views
 

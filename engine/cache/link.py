@@ -42,10 +42,14 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertWeights:
-    """A resident expert: `address` of its first byte and a view per parameter, in the checkpoint's dtype."""
+    """An expert in memory: `address` of its first byte and a view per parameter, in the checkpoint's dtype.
+
+    `on_host`: it is where it waits, in the processor's memory, while the model computes on a card.
+    """
 
     address: int
     tensors: dict[str, torch.Tensor]
+    on_host: bool = False
 
 
 class Link(ABC):

@@ -22,6 +22,15 @@ class SlotLayouts:
         self.params = list(dict.fromkeys(per_layer))
         self.of_layer = [self.params.index(layout) for layout in per_layer]
 
+    def views(self, layer: int, data: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parameters of an expert of `layer` in the uint8 tensor `data`."""
+        params = self.params[self.of_layer[layer]]
+        return {param.name: _view(data, param) for param in params}
+
+
+def _view(data: torch.Tensor, param: ExpertParam) -> torch.Tensor:
+    return data[param.offset_bytes : param.offset_bytes + param.nbytes].view(param.dtype).view(param.shape)
+
 
 class SlotBytes:
     """`nbytes` of page-aligned, lazily touched memory. Freed when the last view of it goes."""
@@ -38,13 +47,9 @@ class SlotBytes:
         layout = layouts.of_layer[layer]
         views = self._views.get(layout)
         if views is None:
-            tensors = {param.name: self._view(param) for param in layouts.params[layout]}
+            tensors = layouts.views(layer, torch.from_numpy(self.array))
             views = self._views[layout] = ExpertWeights(self.address, tensors)
         return views
-
-    def _view(self, param: ExpertParam) -> torch.Tensor:
-        piece = self.array[param.offset_bytes : param.offset_bytes + param.nbytes]
-        return torch.from_numpy(piece).view(param.dtype).view(param.shape)
 
 
 class SlotMemory:

@@ -35,6 +35,10 @@ class ExpertWeights(Protocol):
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameter name -> view in the slot, storage dtype, without the leading expert dimension."""
 
+    @property
+    def on_host(self) -> bool:
+        """Whether they lie in the processor's memory although the model computes on a card."""
+
 
 class Lease(Protocol):
     """Experts asked for; a context manager that releases whatever is still held when left."""
@@ -74,7 +78,7 @@ class ExpertsPlan:
 
     `activation`: the kernels' number when the plain gated form (act(gate) * up, gate rows first, no bias) applies,
     else None and torch computes. `last_row_only`: nothing reads the other rows' outputs, so they stay zero.
-    `on_card`: activations and experts lie on a card.
+    `on_card`: activations and experts lie on a card; `computes_on_host`: but for those the processor computes.
     """
 
     provider: ExpertProvider
@@ -83,6 +87,7 @@ class ExpertsPlan:
     activation: int | None
     last_row_only: bool = False
     on_card: bool = False
+    computes_on_host: bool = False
 
 
 def register() -> None:
@@ -91,12 +96,17 @@ def register() -> None:
 
 
 def attach(
-    experts_modules: Sequence[nn.Module], provider: ExpertProvider, last_row_only: bool = False, on_card: bool = False
+    experts_modules: Sequence[nn.Module],
+    provider: ExpertProvider,
+    last_row_only: bool = False,
+    on_card: bool = False,
+    computes_on_host: bool = False,
 ) -> None:
     """Connects each experts module, in forward order, with the provider of its weights.
 
     `last_row_only`: the last of them ends the model, and of its output only the last token's is wanted. `on_card`:
-    the model computes on a card, in its own dtype.
+    the model computes on a card, in its own dtype; `computes_on_host`: the provider may hand out experts that lie in
+    the processor's memory.
     """
     register()
     last = len(experts_modules) - 1
@@ -105,9 +115,10 @@ def attach(
             provider,
             layer,
             number_of_experts(module),
-            None if on_card else plain_activation(module),
+            plain_activation(module),
             last_row_only and layer == last,
             on_card,
+            computes_on_host,
         )
         object.__setattr__(module, "_expertflow", plan)  # not a submodule, and never part of a state dict
 
@@ -221,6 +232,17 @@ def _batch_by_torch(module: nn.Module, batch: Batch, pairs: Pairs, x: torch.Tens
         chosen = pairs.rows_of(expert)
         tokens = torch.from_numpy(pairs.tokens[chosen])
         expert_forward(module, weights.tensors, x[tokens], out=rows[chosen])
+
+
+def expert_on_host(module: nn.Module, plan: ExpertsPlan, weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
+    """One expert by the processor: x [rows, width] fp32 -> [rows, width] fp32."""
+    out = torch.empty_like(x)
+    if plan.activation is not None and len(x) <= MAX_KERNEL_ROWS and _kernel_reads(weights.tensors):
+        pairs = Pairs(torch.zeros(len(x), 1, dtype=torch.long), 1)
+        _few_rows_by_kernel(plan, [(0, weights)], pairs, x, out)
+    else:
+        expert_forward(module, weights.tensors, x, out)
+    return out
 
 
 def expert_forward(module: Any, tensors: dict[str, torch.Tensor], x: torch.Tensor, out: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.model import packed_product
-from engine.model.experts import ExpertsPlan, Pairs
+from engine.model.experts import ExpertsPlan, Pairs, expert_on_host
 from engine.model.packed_product import PackedMatrix
 
 
@@ -58,13 +58,18 @@ def _compute(
     """`index` on the processor, everything else on the card."""
     pairs = Pairs(index, plan.num_experts)
     tokens, top_k = index.shape
+    x_on_host = x.float().cpu() if plan.computes_on_host and tokens == 1 else None  # before the card has more to do
     outputs = x.new_zeros(tokens * top_k, x.shape[1])
     places = torch.from_numpy(pairs.order).to(x.device) if tokens > 1 else None
     with plan.provider.acquire(plan.layer, pairs.experts.tolist()) as lease:
         while batch := lease.next_batch():
             for expert, weights in batch:
                 rows = pairs.rows_of(expert)
-                if places is None:
+                if weights.on_host:
+                    assert x_on_host is not None
+                    computed = expert_on_host(module, plan, weights, x_on_host)
+                    outputs[int(pairs.order[rows.start])] = computed[0].to(x)
+                elif places is None:
                     outputs[int(pairs.order[rows.start])] = expert_forward(module, weights.tensors, x)[0]
                 else:
                     chosen = places[rows]

@@ -21,6 +21,7 @@ class ResidentExpert:
     memory: torch.Tensor
     tensors: dict[str, torch.Tensor]
     address: int
+    on_host: bool = False
 
 
 class ResidentLease:

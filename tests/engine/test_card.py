@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.cache.host_compute import HostCompute
 from engine.engine import Engine
 from engine.errors import DeviceNotAvailable, InvalidSetting
 from engine.placement import place
@@ -74,6 +75,21 @@ def test_packed_experts_give_what_they_give_on_the_processor(precision, card, mo
     with Engine.load(path, budget="50%", precision=precision, device="cpu") as engine:
         assert_same_logits(on_card, engine.logits(prompt))
         assert engine.generate_ids(prompt, 6) == ids
+
+
+@pytest.mark.parametrize("family", ("mixtral", "deepseek_v3", "gpt_oss"))
+def test_experts_that_the_processor_computes_give_the_same(family, card, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(HostCompute, "share", lambda self, misses: (misses + 1) // 2)  # whatever takes how long
+    stock, prompts, answers = reference(family)
+    with Engine.load(tiny_checkpoint(family), budget="20%", host_compute=True) as engine:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
+        assert 0 < engine.stats().computed_far < engine.stats().misses
+        engine._host_tier.check()
+        assert not engine._host_tier._in_use
+    with Engine.load(tiny_checkpoint(family), budget="20%") as engine:
+        engine.generate_ids(prompts[0], 4)
+        assert engine.stats().computed_far == 0  # the processor rounds otherwise: only where it is asked for
 
 
 def test_the_plan_is_made_against_the_card_and_kept_on_it(card):  # noqa: F811

@@ -36,6 +36,6 @@ def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, in
     raise InvalidSetting(f"There is no link called {name!r}.", f"Use one of: {LINK_HELP}.")
 
 
-def open_card_link(index: ExpertIndex, card: CardCalls, host_experts: int) -> CudaLink:
-    """The link to `card`, with room for `host_experts` in RAM."""
-    return CudaLink(index, HostTier(index, host_experts, card), card)
+def open_card_link(index: ExpertIndex, card: CardCalls, host_experts: int, computes_on_host: bool = False) -> CudaLink:
+    """The link to `card`, with room for `host_experts` in RAM, which the processor computes with if it may."""
+    return CudaLink(index, HostTier(index, host_experts, card), card, computes_on_host=computes_on_host)

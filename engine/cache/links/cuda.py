@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from engine.cache.card_pool import CardPool
-from engine.cache.host_tier import HostTier
+from engine.cache.host_tier import HostTier, Loan
 from engine.cache.link import ExpertWeights, Link, Priority, Transfer
 from engine.cache.links.card_calls import CardCalls
 from engine.cache.slot_memory import SlotLayouts
@@ -29,10 +29,19 @@ class CudaLink(Link):
     chunk_bytes = 2 << 20
     tells_release = True
 
-    def __init__(self, index: ExpertIndex, tier: HostTier, calls: CardCalls, pool: CardPool | None = None) -> None:
-        layouts = SlotLayouts(index)
+    def __init__(
+        self,
+        index: ExpertIndex,
+        tier: HostTier,
+        calls: CardCalls,
+        pool: CardPool | None = None,
+        computes_on_host: bool = False,
+    ) -> None:
+        self.computes_on_host = computes_on_host
+        self._layouts = layouts = SlotLayouts(index)
         sizes = [max(param.offset_bytes + param.nbytes for param in params) for params in layouts.params]
         self._bytes_of_layer = [sizes[layout] for layout in layouts.of_layer]
+        self._loans: dict[ExpertKey, Loan] = {}  # of experts that the processor computes
         self._tier, self._calls = tier, calls
         self._pool = pool or CardPool(index.slot_bytes, layouts, calls)
         self._streams = {priority: calls.stream(urgent=priority is Priority.DEMAND) for priority in Priority}
@@ -81,6 +90,13 @@ class CudaLink(Link):
 
     def weights(self, key: ExpertKey, slot: int) -> ExpertWeights:
         return self._pool.weights(key.layer, slot)
+
+    def host_weights(self, key: ExpertKey) -> ExpertWeights:
+        loan = self._loans[key] = self._tier.borrow(key)
+        return ExpertWeights(loan.place.data_ptr(), self._layouts.views(key.layer, loan.place), on_host=True)
+
+    def host_released(self, key: ExpertKey) -> None:
+        self._loans.pop(key).close()
 
     def close(self) -> None:
         self._tier.close()
