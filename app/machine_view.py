@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.hardware.gpu import Gpu
+from engine.hardware.gpu import Gpu, GpuProcess
 from engine.hardware.machine import Machine
 from engine.hardware.machine_speeds import MachineSpeeds
 from engine.hardware.memory_plan import format_bytes
@@ -78,9 +78,14 @@ def _program_row(gpu: Gpu) -> list[Row]:
         for process in others[:_MOST_PROGRAMS]
     ]
     more = f" and {len(others) - _MOST_PROGRAMS} more" if len(others) > _MOST_PROGRAMS else ""
-    total = gpu.vram_others_bytes
-    sum_of_all = f": {format_bytes(total)}" if total is not None else " (how much each holds, the driver does not tell)"
-    return [("  used by", f"{', '.join(named)}{more}{sum_of_all}")]
+    return [("  used by", f"{', '.join(named)}{more}{_sum_in_words(gpu, others)}")]
+
+
+def _sum_in_words(gpu: Gpu, others: list[GpuProcess]) -> str:
+    if gpu.vram_others_bytes is not None:
+        return f": {format_bytes(gpu.vram_others_bytes)}"
+    anything = any(process.used_bytes is not None for process in others)
+    return " (the driver does not tell all sizes)" if anything else " (the driver does not tell how much each holds)"
 
 
 def _slot_row(gpu: Gpu) -> list[Row]:

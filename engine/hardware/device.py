@@ -147,8 +147,7 @@ def _free(device: ChosenDevice) -> int:
 def _why_none(survey: GpuSurvey, torch_cuda: TorchCuda, environment: Mapping[str, str]) -> tuple[str, str]:
     """Cause and remedy, as parts of sentences, for PyTorch having no card to compute on."""
     if not survey.gpus and not torch_cuda.cards:
-        cause = survey.explanation.removesuffix(f": {NO_GPU}.").removesuffix(".")
-        return cause, "mend what is said there"
+        return survey.explanation.removesuffix(f": {NO_GPU}."), "get the card and its driver to work first"
     found = ", ".join(gpu.name for gpu in survey.gpus) or torch_cuda.cards[0].name
     built, driver = torch_cuda.built_for_cuda, survey.cuda_driver
     if built is None:

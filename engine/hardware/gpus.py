@@ -84,13 +84,14 @@ def _notes_on(gpu: Gpu) -> list[str]:
     notes = []
     if gpu.mig_enabled and gpu.mig_instances:
         count = len(gpu.mig_instances)
-        notes.append(f"{gpu.name} is split (MIG) into {count} {'part' if count == 1 else 'parts'}; CUDA uses one part.")
+        parts = "one part, which is all that CUDA sees" if count == 1 else f"{count} parts, of which CUDA uses one"
+        notes.append(f"{gpu.name} is split (MIG) into {parts}.")
     elif gpu.mig_enabled:
         notes.append(f"{gpu.name} is set to be split (MIG) but has no part to compute on: create one, or turn MIG off.")
     if gpu.pcie_lanes and gpu.pcie_max_lanes and gpu.pcie_lanes < gpu.pcie_max_lanes:
         notes.append(
-            f"{gpu.name} is connected by {gpu.pcie_lanes} of its {gpu.pcie_max_lanes} PCIe lanes: "
-            "experts arrive slower than they could; another slot may have all lanes."
+            f"{gpu.name} is connected by {gpu.pcie_lanes} of the {gpu.pcie_max_lanes} PCIe lanes that card and slot "
+            "have: experts arrive slower than they could. See that it sits firmly and shares no lanes."
         )
     return notes
 

@@ -1,6 +1,10 @@
 """Noticing that other programs take VRAM or give it back, that the system moved ours to RAM, that the driver is gone.
 
-Plain logic on readings and a clock: whoever runs the engine asks `look()` between tokens and acts on the answer.
+Plain logic on readings and a clock: whoever runs the engine asks `look()` between tokens and acts on the answer:
+
+    reader = VramReader(device.uuid, lambda: torch.cuda.memory_reserved(device.index))    # closed with the engine
+    watch = VramWatch(reader)
+    for observation in watch.look(tokens_per_second): ...    # say its sentence; follow its reading's within_reach_bytes
 """
 
 from __future__ import annotations

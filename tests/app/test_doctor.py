@@ -102,7 +102,9 @@ def test_a_card_whose_driver_tells_little():
     shown = words(gpu_rows(Gpu(1, "card 1", None, None)))
     assert shown == {"card 1": "card 1: the driver does not tell its memory", "used by": "the driver does not tell"}
     untold = Gpu(**vars(PLAIN) | {"processes": (GpuProcess(1, "dwm.exe", None, own=False),)})
-    assert "dwm.exe (how much each holds, the driver does not tell)" in words(gpu_rows(untold))["used by"]
+    assert words(gpu_rows(untold))["used by"] == "dwm.exe (the driver does not tell how much each holds)"
+    partly = Gpu(**vars(PLAIN) | {"processes": (GpuProcess(2, "a", GB, own=False), *untold.processes)})
+    assert words(gpu_rows(partly))["used by"] == "a 1.0 GB, dwm.exe (the driver does not tell all sizes)"
 
 
 def test_many_programs_are_summed_up_and_parts_are_listed():

@@ -138,6 +138,11 @@ def test_a_split_card(driver):
     assert "split (MIG) into 2 parts" in survey.notes[0]
 
 
+def test_a_card_with_a_single_part(driver):
+    driver.tell(CARD | {"mig": 1, "part.0.uuid": "MIG-0000"})
+    assert "one part, which is all that CUDA sees" in ask(driver).notes[0]
+
+
 def test_a_card_set_to_be_split_without_parts(driver):
     driver.tell(CARD | {"mig": 1})
     assert "has no part to compute on" in ask(driver).notes[0]
@@ -152,7 +157,7 @@ def test_a_card_that_could_be_split_and_is_not(driver):
 def test_a_card_in_a_poor_slot(driver):
     driver.tell(CARD | {"lanes": 4, "max_lanes": 16})
     survey = ask(driver)
-    assert "4 of its 16 PCIe lanes" in survey.notes[0]
+    assert "4 of the 16 PCIe lanes" in survey.notes[0]
     assert survey.gpus[0].pcie_bytes_per_second == pytest.approx(4 * 1.969e9)
 
 
