@@ -27,6 +27,9 @@ class Preferences:
     def set_record_routing(self, on: bool) -> None:
         self._save({"record_routing": on})
 
+    def set_learn_from_chats(self, on: bool) -> None:
+        self._save({"learn_from_chats": on})
+
     def _save(self, changes: dict) -> None:
         with self._lock:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.answers import Answers
 from app.chats import ChatStore
 from app.engine_host import EngineHost, Loader
+from app.learning import Learning
 from app.panel_history import PanelHistory
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
@@ -24,15 +25,18 @@ class Program:
         self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
         self.answers = Answers(self.host, self.store)
         self.history = PanelHistory(self.host)
+        self.learning = Learning(self.routing, settings, self.preferences, self._is_busy)
         self.what_if = WhatIfCurve()
 
     def start(self) -> None:
         """Begins loading the model; returns at once."""
         self.host.start()
         self.history.start()
+        self.learning.start()
 
     def close(self) -> None:
         """Saves the answer in progress and gives everything back."""
+        self.learning.close()
         self.answers.close()
         self.history.close()
         self.host.close()
@@ -48,3 +52,8 @@ class Program:
     def warnings(self) -> list[str]:
         """What the person should know and can act on."""
         return [text for text in (self.store.warning, self.preferences.warning, self.routing.warning) if text]
+
+    def _is_busy(self) -> bool:
+        """Whether the model is asked something, from here or past the chats, or is not ready."""
+        engine = self.host.engine
+        return self.answers.current is not None or engine is None or engine.snapshot().busy

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     port: int = Field(default=7860, ge=0, le=65535)
     open_browser: bool = True
     record_routing: bool = False
+    learn_from_chats: bool = False  # needs record_routing
     routing_limit_megabytes: int = Field(default=256, ge=1)  # for each model; the oldest conversations go
     sampling: Sampling = Sampling()
 

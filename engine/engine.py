@@ -434,17 +434,18 @@ class Engine:
         """Whose routing this is, for opening a TraceStore."""
         return identify(self._model, self.model_name, self._experts_per_layer, self._top_k)
 
-    def record_to(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False) -> None:
+    def record_to(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False, taps: bool = True) -> None:
         """From the next pass on, records the routing of every token into `store`, which stays the caller's to close
         (after `record_to(None)`, which ends recording with everything written, or after `close`).
 
-        `ahead`: how many deeper layers' routers are asked in each layer; `hidden`: also the final hidden states.
+        `ahead`: how many deeper layers' routers are asked in each layer; `hidden`: also the final hidden states
+        and, with `taps`, those that a few routers on the way see.
         A disk that fails ends recording, not the answer (`recording_problem`). Raises EngineClosed, UnsupportedModel.
         """
         if store is not None:
             self._raise_if_closed()
         with self._gate.visit():
-            self._recording.to_store(store, ahead, hidden)
+            self._recording.to_store(store, ahead, hidden, taps)
             whole = store is not None and hidden  # of rows whose experts are left out no hidden state can come
             last_row_only = self._last_row_only and not whole
             experts_function.attach(self._experts_modules, self._cache, last_row_only, self._on_card)

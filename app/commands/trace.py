@@ -71,16 +71,17 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Deletes what was recorded: of your chats, or in FILE."""
-    from app.routing_records import forget_all, records_dir
-    from engine.routing.traces.trace_store import forget_file
+    """Deletes what was recorded: of your chats, with what was learnt from them, or in FILE."""
+    from app import routing_records
 
-    what = f"all recorded routing in {file or records_dir()}"
+    what = f"all recorded routing in {file or routing_records.records_dir()}"
+    if file is None:
+        what += " and what was learnt from it"
     if not yes and not typer.confirm(f"Delete {what}?", err=True):
         typer.echo("Nothing was deleted.", err=True)
         raise typer.Exit(1)
     present(
-        lambda _: forget_all() if file is None else forget_file(file),
+        lambda _: routing_records.forget_all() if file is None else routing_records.forget(file),
         lambda freed: print(f"Forgotten. Freed {freed / 1e6:.1f} MB."),
         as_json,
         lambda freed: {"freed_bytes": freed},

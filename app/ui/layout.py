@@ -78,6 +78,7 @@ class RecordParts:
     accordion: gr.Accordion
     switch: gr.Checkbox
     explanation: gr.Markdown
+    learn: gr.Checkbox
     forget: gr.Button
     state: gr.Markdown
 
@@ -222,9 +223,16 @@ def _record_parts() -> RecordParts:
             accordion,
             gr.Checkbox(label="Record the routing of my chats", elem_id="record-routing"),
             gr.Markdown("", elem_id="records-explanation", show_label=False),
-            gr.Button("Forget recorded routing", size="sm", elem_id="forget-routing"),
+            _learn_switch(),
+            gr.Button("Forget what was recorded and learnt", size="sm", elem_id="forget-routing"),
             gr.Markdown("", elem_id="records-state", show_label=False),
         )
+
+
+def _learn_switch() -> gr.Checkbox:
+    learn = gr.Checkbox(label="Learn from my chats while nothing is asked", elem_id="learn-from-chats")
+    gr.HTML("", elem_id="learning-state")
+    return learn
 
 
 def _slider(label: str, info: str, low: float, high: float, step: float) -> gr.Slider:

@@ -18,6 +18,7 @@ from app.program import Program
 from app.ui import html
 from app.ui.budget import Budget
 from app.ui.layout import Parts
+from app.ui.learning_view import learning_words
 from app.ui.panels import memory_bars, panel_data
 from app.ui.tabs import Tabs
 from app.ui.what_if_view import what_if_data
@@ -72,6 +73,7 @@ class LivePanels:
                 "header": self._header(snapshot),
                 "load-notice": "",
                 "warnings": warnings,
+                "learning-state": learning_words(program.learning),
                 "reasons": html.reasons(snapshot.plan, (snapshot.fast_path, *snapshot.notes)),
             },
             "panels": panel_data(snapshot, program.history.samples(), memory)

@@ -1,4 +1,5 @@
-"""The controls of recorded routing: a switch that is off until asked for, what there is, and how to forget it."""
+"""The controls of recorded routing and of learning from it: switches that are off until asked for, what there is, and
+how to forget it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import gradio as gr
 from app.program import Program
 from app.routing_records import RoutingRecords, recorded, records_dir
 from app.ui.layout import RecordParts
+from app.ui.learning_view import any_learnt, learning_explanation
 from engine.errors import EngineError
 
 
@@ -17,7 +19,7 @@ def explanation(records: RoutingRecords) -> str:
     return (
         "Keeps the tokens of your chats, and so what they say, with the experts each token used, in "
         f"`{records_dir()}`, at most {records.limit_megabytes} MB for each model; nothing of it leaves this "
-        "machine, and the button below deletes all of it."
+        "machine, and the button below deletes all of it, with what was learnt from it."
     )
 
 
@@ -36,22 +38,32 @@ def state_words(records: RoutingRecords) -> str:
 
 def wire(demo: gr.Blocks, parts: RecordParts, program: Program) -> None:
     """Connects the controls; must run inside the `gr.Blocks`."""
-    records = program.routing
+    records, learning = program.routing, program.learning
 
-    def switch(on: bool) -> str:
-        records.switch(on)
-        return state_words(records)
+    def switch(on: bool) -> tuple[bool, str]:
+        learning.switch_recording(on)
+        return learning.on, state_words(records)
+
+    def learn(on: bool) -> tuple[bool, str]:
+        try:
+            learning.switch(on)
+        except EngineError as error:
+            return learning.on, f"{error.cause} {error.remedy}"
+        return learning.on, state_words(records)
 
     def forget() -> str:
+        until_next = " The loaded model may use it until its next load." * any_learnt()
         try:
-            freed = records.forget()
+            freed = learning.forget()
         except EngineError as error:
             return f"{error.cause} {error.remedy}"
-        return f"Forgotten; {freed / 1e6:.1f} MB are free again."
+        return f"Forgotten; {freed / 1e6:.1f} MB are free again.{until_next}"
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    shown = [parts.switch, parts.explanation]
-    demo.load(lambda: (records.on, explanation(records)), None, shown, **quiet)
+    shown = [parts.switch, parts.learn, parts.explanation]
+    words = f"{explanation(records)}\n\n{learning_explanation(learning.limits)}"
+    demo.load(lambda: (records.on, learning.on, words), None, shown, **quiet)
     parts.accordion.expand(lambda: state_words(records), None, parts.state, **quiet)
-    parts.switch.input(switch, parts.switch, parts.state, **quiet)
+    parts.switch.input(switch, parts.switch, [parts.learn, parts.state], **quiet)
+    parts.learn.input(learn, parts.learn, [parts.learn, parts.state], **quiet)
     parts.forget.click(forget, None, parts.state, **quiet)

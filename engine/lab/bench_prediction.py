@@ -26,7 +26,7 @@ from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.simulate_traces import simulate_grid
 from engine.lab.simulation.simulation_lab import STALL_PREFIX, SimulationLab
 from engine.lab.trace_prompts import TraceSettings, trace_prompts
-from engine.routing.foresight import find_predictor
+from engine.routing.predictor_files import find_predictor
 from engine.routing.traces.trace_store import TraceStore
 
 ROUTERS_AHEAD = 4

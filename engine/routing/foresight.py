@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine.cache.policies import EvictionPolicy
 from engine.cache.policy_choice import ADAPTIVE, AUTO, PREDICTIVE
-from engine.errors import PredictorUnusable
-from engine.paths import data_dir
 from engine.routing.blend import blend_of, routers_alone
 from engine.routing.correction import RouterCorrection
 from engine.routing.cost_gate import CostGate
@@ -18,15 +15,14 @@ from engine.routing.forecast import Forecast
 from engine.routing.lookahead import RouterLookahead
 from engine.routing.predictive_policy import predictive_policy
 from engine.routing.predictor_feed import PredictorFeed
+from engine.routing.predictor_files import find_predictor
 from engine.routing.predictors.baselines import NoPrediction
 from engine.routing.predictors.registry import predictor_of
-from engine.routing.predictors.weights_file import StoredPredictor, read_predictor
+from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
 from engine.routing.readout import readout_of
 from engine.routing.traces.traced_model import TracedModel
 from engine.snapshot import ForesightSnapshot
-
-SHIPPED_DIR = Path(__file__).resolve().parents[2] / "assets" / "predictors"
 
 
 @dataclass(frozen=True)
@@ -75,22 +71,6 @@ def choose_policy(asked: str, fingerprint: str) -> str:
         return asked
     stored, _ = find_predictor(fingerprint)
     return ADAPTIVE if stored is None else PREDICTIVE
-
-
-def predictor_files(fingerprint: str) -> list[Path]:
-    """Where a predictor for the model would be: the person's own before the one that comes with the program."""
-    return [folder / f"{fingerprint}.safetensors" for folder in (data_dir() / "predictors", SHIPPED_DIR)]
-
-
-def find_predictor(fingerprint: str) -> tuple[StoredPredictor | None, str]:
-    """The first predictor that is there for the model, and why there is none if it cannot be used."""
-    for file in predictor_files(fingerprint):
-        if file.exists():
-            try:
-                return read_predictor(file, fingerprint), ""
-            except PredictorUnusable as error:
-                return None, f" {error.cause}"
-    return None, ""
 
 
 def _in_words(stored: StoredPredictor | None, reason: str | None) -> str:

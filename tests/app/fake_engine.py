@@ -213,8 +213,8 @@ class FakeEngine:
         weights = np.zeros(experts.shape, np.float16)
         return RoutingTrace("recent", np.zeros(count, np.int32), experts, weights, np.ones(count, bool))
 
-    def record_to(self, store, ahead=0, hidden=False) -> None:
-        self.store = store
+    def record_to(self, store, ahead=0, hidden=False, taps=True) -> None:
+        self.store, self.recorded_hidden = store, hidden
 
     def cancel(self) -> None:
         self._cancel.set()

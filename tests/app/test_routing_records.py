@@ -12,6 +12,7 @@ from app.routing_records import RoutingRecords, recorded, recorded_files, record
 from app.settings import load_settings, save_changes
 from app.ui.routing_records import explanation, state_words
 from engine import Engine
+from engine.errors import UnsupportedModel
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from tests.app.fake_engine import EXPERTS, LAYERS, TOP_K, FakeEngine
@@ -136,6 +137,47 @@ def test_a_disk_that_fails_later_is_a_warning_too(program):
     assert started.warnings == []
 
 
+def test_hidden_states_are_recorded_for_learning_alone(program):
+    started = program(load_tiny)
+    started.learning.switch_recording(True)
+    answer(started, "Before")
+    started.learning.switch(True)
+    answer(started, "Something else altogether, and much longer than that")
+    started.host.engine.wait_recorded()
+    with TraceStore(recorded_files()[0]) as store:
+        first, second = store.traces()
+    assert first.hidden is None
+    assert second.hidden.shape == (len(second), started.host.engine._model.config.hidden_size)
+    assert second.midway is None and second.ahead is None
+
+
+def test_a_model_that_gives_no_hidden_states_is_recorded_without(program):
+    started = program()
+    record_to, asked = started.host.engine.record_to, []
+
+    def refuse(store, hidden=False, **options):
+        asked.append(hidden)
+        if hidden:
+            raise UnsupportedModel("It has no norm.", "Record without hidden states.")
+        record_to(store)
+
+    started.host.engine.record_to = refuse
+    started.routing.switch(True)
+    started.routing.switch_hidden(True)
+    assert asked[-2:] == [True, False]
+    assert started.host.engine.store is not None and started.warnings == []
+
+
+def test_the_model_is_busy_while_an_answer_is_written_or_nothing_is_loaded(program):
+    started = program()
+    assert not started._is_busy()
+    started.host.engine._busy.acquire()
+    assert started._is_busy()
+    started.host.engine._busy.release()
+    started.host._engine = None
+    assert started._is_busy()
+
+
 def test_the_limit_is_a_setting(program):
     save_changes({"routing_limit_megabytes": 3, "record_routing": True})
     started = program()
@@ -176,5 +218,7 @@ def test_the_page_has_the_switch_and_the_button(program):
     parts = {part["props"].get("elem_id"): part["props"] for part in config["components"]}
     assert parts["record-routing"]["label"] == "Record the routing of my chats"
     assert not parts["record-routing"]["value"]
-    assert parts["forget-routing"]["value"] == "Forget recorded routing"
+    assert parts["learn-from-chats"]["label"] == "Learn from my chats while nothing is asked"
+    assert not parts["learn-from-chats"]["value"]
+    assert parts["forget-routing"]["value"] == "Forget what was recorded and learnt"
     assert "records-state" in json.dumps(config)

@@ -8,9 +8,11 @@ import signal
 
 import pytest
 
-from app.routing_records import recorded, recorded_files
+from app.routing_records import record_path, recorded, recorded_files
 from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.traced_model import TracedModel
 from tests.app.test_cli import greedy, home, run, run_json, start  # noqa: F401 - home is a fixture
+from tests.routing.synthetic import SHAPE, conversations, write_traces
 from tests.tiny_chat_model import tiny_chat_checkpoint
 from tests.tiny_models import tiny_checkpoint
 
@@ -93,6 +95,26 @@ def test_bad_input_is_told_in_words(arguments, kind, words):
     error = run_json(*arguments, code=2)["error"]
     assert error["kind"] == kind
     assert words in error["cause"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_forgetting_takes_what_was_learnt_from_chats(out, named, home):  # noqa: F811
+    from app.learning_run import begin_run, runs_dir
+    from app.learnt import Learnt, predictor_file, write_learnt
+
+    recording = TracedModel("demo", "model one", SHAPE)
+    write_traces(record_path(recording), conversations(2, 24))
+    write_traces(out, conversations(2, 24))
+    for model in ("model one", "model two"):
+        write_learnt(model, Learnt(mark=2))
+        predictor_file(model).write_bytes(b"learnt")
+        begin_run(model, 2)
+    run("trace", "forget", out, "--yes")
+    assert predictor_file("model one").exists()
+    run("trace", "forget", *([record_path(recording)] if named else []), "--yes")
+    left = {file.stem for file in predictor_file("").parent.iterdir()} | {path.name for path in runs_dir().iterdir()}
+    assert left == ({"model two"} if named else set())
+    assert [summary.tokens for summary in recorded()] == [0]
 
 
 def test_what_cannot_be_recorded_into_or_asked_for_is_told_in_words(prompts, out):

@@ -7,6 +7,7 @@ topic, a third to token and the token before: a table by token id can be right i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def conversations(
         _conversation(f"chat {seed}-{n}", tokens, shape, (first_of, by_topic, by_pair), chance, distances)
         for n in range(count)
     ]
+
+
+def elsewhere(traces: Iterable[RoutingTrace], shape: RoutingShape = SHAPE) -> tuple[RoutingTrace, ...]:
+    """The same in a world where every expert does its neighbour's work: who learnt there knows nothing here."""
+    return tuple(replace(trace, experts=(trace.experts + 1) % shape.experts) for trace in traces)
 
 
 def write_traces(path: Path, traces: Iterable[RoutingTrace], model: str = "model one") -> Path:

@@ -6,7 +6,8 @@ import pytest
 
 from engine.cache.policy_choice import ADAPTIVE, AUTO, PREDICTIVE, check_policy
 from engine.paths import data_dir
-from engine.routing.foresight import SHIPPED_DIR, choose_policy, find_predictor
+from engine.routing.foresight import choose_policy
+from engine.routing.predictor_files import SHIPPED_DIR, find_predictor
 from engine.routing.predictors.recurrent import export
 from engine.routing.predictors.weights_file import write_predictor
 from tests.routing.test_recurrent import CALIBRATION, random_network

@@ -15,13 +15,14 @@ from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 @dataclass(frozen=True)
 class RowShape:
-    """What a row holds; `ahead` needs a lookahead and `distances` > 0, `midway` comes with `hidden`."""
+    """What a row holds; `ahead` needs a lookahead and `distances` > 0, `midway` comes with `hidden` and `taps`."""
 
     experts_per_layer: tuple[int, ...]
     top_k: int
     lookahead: RouterLookahead | None = None
     distances: int = 0
     hidden: bool = False
+    taps: bool = True
 
 
 class RecordedPass:
@@ -37,7 +38,7 @@ class RecordedPass:
         self._told: list[tuple[int, list[int], list[float]]] = []  # of a single row
         self._ahead: np.ndarray | None = None
         self._hidden: np.ndarray | None = None
-        self._taps = tap_layers(layers) if shape.hidden else ()
+        self._taps = tap_layers(layers) if shape.hidden and shape.taps else ()
         self._midway: list[np.ndarray] = []
         if shape.lookahead is not None and shape.distances:
             self._ahead = np.zeros((rows, layers, shape.distances, shape.lookahead.experts), np.float16)

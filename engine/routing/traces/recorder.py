@@ -48,13 +48,15 @@ class RoutingRecorder:
         lookahead: RouterLookahead | None = None,
         distances: int = 0,
         hidden: bool = False,
+        taps: bool = True,
     ) -> None:
         """Records afresh: with a sink on its way there, else in memory until `take`.
 
-        `distances` > 0 asks for `ahead` (with a lookahead), `hidden` for the final hidden states.
+        `distances` > 0 asks for `ahead` (with a lookahead), `hidden` for the final hidden states and,
+        with `taps`, those that a few routers on the way see.
         """
         self.stop()
-        self._shape = RowShape(self._shape.experts_per_layer, self._shape.top_k, lookahead, distances, hidden)
+        self._shape = RowShape(self._shape.experts_per_layer, self._shape.top_k, lookahead, distances, hidden, taps)
         self._on, self._sink = True, sink
 
     def stop(self) -> None:

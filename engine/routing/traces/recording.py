@@ -36,7 +36,7 @@ class Recording:
         if on:
             self.recorder.start()
 
-    def to_store(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False) -> None:
+    def to_store(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False, taps: bool = True) -> None:
         """Raises UnsupportedModel where this model cannot give what is asked for, and then records as before."""
         lookahead = RouterLookahead(self._model) if store is not None and ahead else None
         norm = self._final_norm() if store is not None and hidden else None
@@ -44,7 +44,7 @@ class Recording:
         if store is None:
             return
         self._writer = TraceWriter(store)
-        self.recorder.start(self._writer, lookahead, ahead, hidden)
+        self.recorder.start(self._writer, lookahead, ahead, hidden, taps)
         if norm is not None:  # transformers' forward; the fast path tells it itself
             self._hook = norm.register_forward_hook(
                 lambda _module, _args, out: self.recorder.final_hidden(out[0].float().cpu())

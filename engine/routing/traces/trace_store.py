@@ -91,12 +91,15 @@ class TraceStore:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def traces(self) -> Iterator[RoutingTrace]:
-        """Every conversation as one trace, the oldest first. Optional arrays only where all its rows have them."""
+    def traces(self, until: int | None = None) -> Iterator[RoutingTrace]:
+        """Every conversation as one trace, the oldest first. Optional arrays only where all its rows have them.
+
+        `until`: only what was recorded up to that `mark`.
+        """
         with self._lock, in_words(self.path):
             ids = [row[0] for row in self._database.execute("SELECT id FROM conversations ORDER BY number")]
         for conversation in ids:
-            pieces = self._pieces(conversation)
+            pieces = self._pieces(conversation, until)
             if pieces:
                 yield joined(pieces)
 
@@ -106,6 +109,17 @@ class TraceStore:
             count = "SELECT COUNT(DISTINCT conversation), COALESCE(SUM(tokens), 0) FROM pieces"
             conversations, tokens = self._database.execute(count).fetchone()
             return TraceSummary(self.path, self.model, conversations, tokens, self._used_bytes())
+
+    def mark(self) -> int:
+        """Stands for what is recorded by now: what comes later lies after it."""
+        with self._lock, in_words(self.path):
+            return int(self._database.execute("SELECT COALESCE(MAX(rowid), 0) FROM pieces").fetchone()[0])
+
+    def tokens_by_conversation(self, after: int = 0) -> dict[str, int]:
+        """How many tokens of each conversation are recorded, of those that have any; `after`: since that `mark`."""
+        count = "SELECT conversation, SUM(tokens) FROM pieces WHERE rowid > ? GROUP BY conversation"
+        with self._lock, in_words(self.path):
+            return dict(self._database.execute(count, (after,)).fetchall())
 
     # -- with the lock held ---------------------------------------------------------------------------------------
 
@@ -161,10 +175,10 @@ class TraceStore:
                 self._database.execute("DELETE FROM conversations WHERE id = ?", found)
                 self._database.execute("PRAGMA incremental_vacuum").fetchall()
 
-    def _pieces(self, conversation: str) -> list[RoutingTrace]:
+    def _pieces(self, conversation: str, until: int | None) -> list[RoutingTrace]:
+        query = "SELECT arrays FROM pieces WHERE conversation = ? AND rowid <= COALESCE(?, rowid) ORDER BY first"
         with self._lock, in_words(self.path):
-            query = "SELECT arrays FROM pieces WHERE conversation = ? ORDER BY first"
-            return [decode(conversation, blob) for (blob,) in self._database.execute(query, (conversation,))]
+            return [decode(conversation, blob) for (blob,) in self._database.execute(query, (conversation, until))]
 
     def _used_bytes(self) -> int:
         pages, free, size = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,8 @@ class PredictorTraining:
     """What decides the predictor, besides the traces.
 
     sizes: of the recurrent network, `hidden_width` being set from the traces; use_hidden: False leaves the model's
-    residual stream out though it was recorded; prompts_too: measure on prompts' tokens as well as on answers'.
+    residual stream out though it was recorded; prompts_too: measure on prompts' tokens as well as on answers'; start: a
+    predictor that learns on; clock: tells the seconds that `settings.minutes` limits.
     """
 
     kind: str = recurrent.KIND
@@ -49,6 +51,7 @@ class PredictorTraining:
     use_hidden: bool = True
     prompts_too: bool = False
     start: StoredPredictor | None = None
+    clock: Callable[[], float] = time.monotonic
 
 
 def train_predictor(
@@ -68,7 +71,10 @@ def train_predictor(
     network = make_network(recorded, split, training, model_embedding)
     known, chosen = (_windows(network, part, training.settings) for part in (split.train, split.validation))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    state = train(network, known, chosen, training.settings, checkpoint, on_progress, must_stop, bool(training.start))
+    has_learnt = training.start is not None
+    state = train(
+        network, known, chosen, training.settings, checkpoint, on_progress, must_stop, has_learnt, training.clock
+    )
     _tell(on_progress, "Calibrating")
     history = _history(split, training, state)
     stored = _export(network, fit_calibration(network, chosen), recorded.model, history)
@@ -136,8 +142,11 @@ def _learnt_before(start: StoredPredictor, recorded: TraceSet, split: Split) -> 
             f"Start from a recurrent predictor of model {recorded.model}.",
         )
     network = recurrent.network_of(start)
-    if network.hidden_width and _hidden_width(split.train) == network.hidden_width:
-        network.rescale(_channels(split.train)[1])
+    told = [
+        trace for trace in split.train if trace.hidden is not None and trace.hidden.shape[1] == network.hidden_width
+    ]
+    if told:
+        network.rescale(_channels(told)[1])
     return network
 
 

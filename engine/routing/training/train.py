@@ -74,12 +74,13 @@ def train(
     on_progress: Progress | None = None,
     must_stop: Callable[[], bool] = lambda: False,
     has_learnt: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainingState:
     """Leaves the network with the weights of the best validation recall (of row 0 at top k); where it `has_learnt`
     before, perhaps those it came with.
 
     Goes on from `checkpoint` where that is there (InvalidSetting if other settings made it) and saves to it now and
-    then. Raises Cancelled, after saving, once `must_stop` says so.
+    then. Raises Cancelled, after saving, once `must_stop` says so. `clock` tells the seconds that `minutes` counts.
     """
     decayed = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
@@ -91,7 +92,7 @@ def train(
         state, best = load_state(checkpoint, facts, network, adam)
     if has_learnt and not state.measured:
         best = _measure(network, validation, state, best)  # steps may make it worse
-    began, saved_at = time.monotonic() - state.seconds, time.monotonic()
+    began, saved_at = clock() - state.seconds, clock()
     with torch.random.fork_rng(devices=[]):
         for batch in _batches(training, settings, state.step):
             if _is_over(state, settings):
@@ -100,16 +101,16 @@ def train(
             _set_rate(adam, settings, state)
             _step(network, adam, training.load(batch), settings)
             state.step += 1
-            state.seconds = time.monotonic() - began
+            state.seconds = clock() - began
             _keep_pace(state, settings)
             if state.step % settings.measure_every == 0 or state.step == state.steps:
                 best = _measure(network, validation, state, best)
             if on_progress:
                 on_progress(_stage(state), state.step, state.steps)
             stopping = must_stop()
-            if checkpoint is not None and (stopping or time.monotonic() - saved_at > SAVE_SECONDS):
+            if checkpoint is not None and (stopping or clock() - saved_at > SAVE_SECONDS):
                 save_state(checkpoint, facts, state, best, network, adam)
-                saved_at = time.monotonic()
+                saved_at = clock()
             if stopping:
                 raise Cancelled
     network.load_state_dict(best)

@@ -1,0 +1,279 @@
+"""Learning from the person's own chats: whether, when, and what becomes of it. A process of its own does the work.
+
+It begins and goes on only while nothing is asked, learns from what is recorded (`app/routing_records.py`), and what
+comes of it is taken only where it foretells chats that were put aside better than the predictor in force.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import psutil
+
+from app.learning_child import job
+from app.learning_need import LearningLimits, Need, conversations_missing
+from app.learning_process import LearningProcess
+from app.learning_run import Run, begin_run
+from app.learnt import Learnt, Lesson, predictor_file, read_learnt, write_learnt
+from app.preferences import Preferences
+from app.routing_records import RoutingRecords
+from app.settings import Settings
+from engine.errors import EngineError, InvalidSetting
+from engine.routing.predictor_files import predictor_files
+
+WORKING_TICK_SECONDS, QUIET_TICK_SECONDS = 0.2, 1.0
+CLOSING_SECONDS = 10.0
+
+
+class Process(Protocol):
+    """What is used of a LearningProcess."""
+
+    done: int
+    total: int
+    learnt: dict | None
+    refused: dict[str, str] | None
+    suspended: bool
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def problem(self) -> str: ...
+    def cpu_seconds(self) -> float: ...
+    def suspend(self) -> None: ...
+    def resume(self) -> None: ...
+    def leave(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LearningState:
+    """For the page. `share` of the training that is done, while it learns or is suspended; `elsewhere`: another
+    window of the program learns."""
+
+    phase: Literal["off", "not recording", "waiting", "idle", "learning", "suspended"] = "off"
+    share: float = 0.0
+    need: Need = Need()
+    elsewhere: bool = False
+    learnt: Learnt = Learnt()
+
+
+class Learning:
+    """Whether the person wants it, and the run in progress. Any thread may ask."""
+
+    def __init__(
+        self,
+        records: RoutingRecords,
+        settings: Settings,
+        preferences: Preferences,
+        is_busy: Callable[[], bool],
+        limits: LearningLimits | None = None,
+        start: Callable[[str, Run], Process] = lambda job, run: LearningProcess(job, run.folder),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`is_busy()`: whether an answer is being written, or the model is not ready."""
+        self.limits = limits or LearningLimits()
+        self._records, self._preferences, self._is_busy = records, preferences, is_busy
+        self._start_process, self._clock = start, clock
+        self._wanted = settings.learn_from_chats
+        self._lock = threading.RLock()
+        self._busy_at, self._looked_at, self._rests_at = clock(), -math.inf, math.inf
+        self._run: Run | None = None
+        self._process: Process | None = None
+        self._state = LearningState()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="learning", daemon=True)
+
+    @property
+    def on(self) -> bool:
+        """Whether the person wants it and it is possible: there is no learning without recording."""
+        return self._wanted and self._records.on
+
+    @property
+    def state(self) -> LearningState:
+        """As of the last tick."""
+        return self._state if self.on else replace(self._state, phase="off")
+
+    def start(self) -> None:
+        """Watches for idle time from now on."""
+        self._thread.start()
+
+    def switch(self, on: bool) -> None:
+        """Acts at once and is kept for the next start. Raises InvalidSetting where nothing is recorded."""
+        if on and not self._records.on:
+            raise InvalidSetting("Learning needs recorded routing.", "Switch recording on first.")
+        with self._lock:
+            self._wanted = on
+            self._preferences.set_learn_from_chats(on)
+            self._records.switch_hidden(on)
+            if not on:
+                self._leave()
+            self._look()
+
+    def switch_recording(self, on: bool) -> None:
+        """Without recording there is no learning either."""
+        self._records.switch(on)
+        if not on and self._wanted:
+            self.switch(False)
+
+    def forget(self) -> int:
+        """Deletes what was recorded and what was learnt, ending the run in progress; returns the bytes freed.
+
+        Raises TraceStoreUnavailable, OSError.
+        """
+        with self._lock:
+            self._kill()
+            try:
+                return self._records.forget()
+            finally:
+                self._look()
+
+    def close(self) -> None:
+        """Ends the run in progress; the next start of the program goes on with it."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSING_SECONDS)
+        with self._lock:
+            self._leave()
+
+    def tick(self) -> None:
+        """Looks whether something is to be done: called by the thread."""
+        with self._lock:
+            busy = self._is_busy()
+            now = self._clock()
+            if busy:
+                self._busy_at = now
+            idle = now - self._busy_at >= self.limits.idle_seconds
+            if self._process is not None:
+                self._follow(self._process, idle)
+            elif self.on and now - self._looked_at >= self.limits.look_seconds:
+                self._look()
+                if idle and self._state.need.met:
+                    self._begin()
+
+    # -- with the lock held ---------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """At what is recorded, and what was learnt."""
+        self._looked_at = self._clock()
+        recording = self._records.recording
+        if recording is None or not self.on:
+            self._state = LearningState("not recording")
+            return
+        learnt, need = read_learnt(recording.fingerprint), Need()
+        try:
+            need = self._need(recording.fingerprint, learnt)
+            self._state = LearningState("idle" if need.met else "waiting", need=need, learnt=learnt)
+        except EngineError as error:
+            learnt = learnt.model_copy(update={"problem": error.cause})
+            self._state = LearningState("waiting", need=Need(tokens=self.limits.new_tokens), learnt=learnt)
+
+    def _need(self, fingerprint: str, learnt: Learnt) -> Need:
+        known = any(file.exists() for file in predictor_files(fingerprint))
+        wanted = self.limits.new_tokens if known or learnt.ended else self.limits.first_tokens
+        all_tokens, new_tokens = self._records.tokens(), self._records.tokens(learnt.mark)
+        elapsed = time.time() - learnt.ended
+        return Need(
+            tokens=max(wanted - sum(new_tokens.values()), 0),
+            conversations=conversations_missing(all_tokens, self.limits.held_out_tokens),
+            seconds=max(self.limits.every_seconds - elapsed, 0.0) if elapsed >= 0 else 0.0,
+            bytes=max(self.limits.free_bytes - psutil.virtual_memory().available, 0),
+        )
+
+    def _begin(self) -> None:
+        recording = self._records.recording
+        assert recording is not None
+        run = None
+        try:
+            run = begin_run(recording.fingerprint, self._records.mark())
+            if run is None:
+                self._state = replace(self._state, phase="waiting", elsewhere=True)
+                return
+            what = job(recording.path, run.mark, run.candidate, self.limits.training_minutes)
+            self._process = self._start_process(what, run)
+            self._run = run.with_child(self._process.pid)
+        except (OSError, psutil.Error, EngineError) as error:
+            self._run = run
+            self._end(problem=str(error))
+            return
+        if self._run is None:  # forgotten by another program in this moment
+            self._kill()
+            return
+        self._state = replace(self._state, phase="learning", share=0.0)
+
+    def _follow(self, process: Process, idle: bool) -> None:
+        assert self._run is not None
+        if not self._run.is_registered():
+            self._kill()
+            self._look()
+        elif not process.alive:
+            self._end()
+        elif process.cpu_seconds() > self.limits.run_seconds:
+            self._end(problem=f"it took more than {self.limits.run_seconds:.0f} seconds of computing time")
+        elif self._clock() - self._rests_at >= self.limits.resting_seconds:
+            self._leave()  # gives its memory back, too
+            self._look()
+        else:
+            self._rest(process, not idle)
+
+    def _rest(self, process: Process, resting: bool) -> None:
+        process.suspend() if resting else process.resume()
+        self._rests_at = min(self._rests_at, self._clock()) if resting else math.inf
+        share = process.done / process.total if process.total else 0.0
+        self._state = replace(self._state, phase="suspended" if resting else "learning", share=share)
+
+    def _end(self, problem: str | None = None) -> None:
+        """Takes what the run gave, if it is better, and writes down how it went."""
+        run, process = self._run, self._process
+        learnt = process.learnt if process is not None else None
+        if run is None:
+            self._kill()
+            return
+        try:
+            if process is not None and problem is None and learnt is None:
+                problem = process.refused["cause"] if process.refused else process.problem
+            self._kill(remove=False)
+            if run.is_registered():
+                self._take(run, None if problem else learnt, problem)
+        except OSError as error:
+            self._state = replace(self._state, learnt=self._state.learnt.model_copy(update={"problem": str(error)}))
+        finally:
+            run.remove()
+        self._look()
+
+    def _take(self, run: Run, learnt: dict | None, problem: str | None) -> None:
+        before = read_learnt(run.model)
+        after = before.model_copy(update={"mark": run.mark, "ended": time.time(), "problem": problem})
+        if learnt is not None:
+            lesson = Lesson(ended=after.ended, kept=learnt["recall_after"] > learnt["recall_before"], **learnt)
+            after = after.model_copy(update={"last": lesson, "kept": lesson if lesson.kept else before.kept})
+            if lesson.kept:
+                file = predictor_file(run.model)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(run.candidate, file)
+        write_learnt(run.model, after)
+
+    def _leave(self) -> None:
+        """So that it can be gone on with."""
+        process, self._process, self._run, self._rests_at = self._process, None, None, math.inf
+        if process is not None:
+            process.leave()
+
+    def _kill(self, remove: bool = True) -> None:
+        process, run = self._process, self._run
+        self._process, self._run, self._rests_at = None, None, math.inf
+        if process is not None:
+            process.kill()
+        if run is not None and remove:
+            run.remove()
+
+    def _watch(self) -> None:
+        while not self._ending.wait(QUIET_TICK_SECONDS if self._process is None else WORKING_TICK_SECONDS):
+            self.tick()

@@ -1,0 +1,86 @@
+"""The real process: learns, rests, is left and goes on; what it says is understood."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import psutil
+import pytest
+
+from app.learning_child import job
+from app.learning_process import LearningProcess
+from engine.routing.predictor_files import own_dir
+from engine.routing.predictors.recurrent_network import RecurrentSizes
+from engine.routing.predictors.weights_file import read_predictor
+from engine.routing.traces.trace_set import TraceSet
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.training.predictor_training import PredictorTraining, train_predictor
+from engine.routing.training.train import TrainingSettings
+from tests.routing.synthetic import SHAPE, conversations, elsewhere, write_traces
+
+PATIENCE_SECONDS = 120.0
+SIZES = RecurrentSizes(horizon=2, token_width=8, state_width=16, head_width=16)
+BRIEFLY = PredictorTraining(sizes=SIZES, settings=TrainingSettings(steps=4, batch=4, window=16, measure_every=4))
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """A file of recorded chats, and a predictor in force that learnt in another world."""
+    monkeypatch.setenv("EXPERTFLOW_HOME", str(tmp_path))
+    chats = conversations(120, 24)
+    own_dir().mkdir(parents=True)
+    others = TraceSet("model one", SHAPE, elsewhere(chats))
+    train_predictor(others, own_dir() / "model one.safetensors", BRIEFLY)
+    return write_traces(tmp_path / "t.sqlite", chats)
+
+
+def until(happened, process):
+    waiting = threading.Event()
+    for _ in range(int(PATIENCE_SECONDS / 0.05)):
+        if happened():
+            return
+        assert process.alive or happened(), process.problem
+        waiting.wait(0.05)
+    raise AssertionError("it took too long")
+
+
+def test_it_learns_rests_and_goes_on_where_it_was_left(recorded, tmp_path):
+    out = tmp_path / "candidate.safetensors"
+    with TraceStore(recorded) as store:
+        mark = store.mark()
+    process = LearningProcess(job(recorded, mark, out, 60.0), tmp_path)
+    try:
+        child = psutil.Process(process.pid)
+        until(lambda: process.done > 0, process)
+        assert child.nice() == (psutil.IDLE_PRIORITY_CLASS if os.name == "nt" else 19)
+        assert process.cpu_seconds() > 0
+        process.suspend()
+        until(lambda: child.status() == psutil.STATUS_STOPPED, process)
+        process.leave()
+    finally:
+        process.kill()
+    assert not process.alive and process.learnt is None
+    kept = sorted(path.name for path in tmp_path.glob("candidate*"))
+    assert kept == ["candidate.safetensors.checkpoint"]
+
+    with TraceStore(recorded, TraceStore(recorded).model) as store:
+        store.append(0, conversations(1, 24, seed=9)[0])  # recorded since: not for this run
+    process = LearningProcess(job(recorded, mark, out, 0.02), tmp_path)
+    try:
+        until(lambda: not process.alive, process)
+    finally:
+        process.kill()
+    assert process.learnt is not None, process.problem
+    assert process.learnt["recall_after"] > process.learnt["recall_before"] > 0
+    stored = read_predictor(out, "model one")
+    assert stored.history["conversations"]["train"] == process.learnt["conversations"]
+
+
+def test_what_cannot_be_learnt_from_is_said_in_words(recorded, tmp_path):
+    process = LearningProcess(job(tmp_path / "no.sqlite", 0, tmp_path / "c", 1.0), tmp_path)
+    try:
+        until(lambda: not process.alive, process)
+    finally:
+        process.kill()
+    assert process.learnt is None and "no such file" in process.refused["cause"]
