@@ -243,17 +243,25 @@ def test_recording_is_off_until_it_is_switched_on_and_can_be_forgotten(serve, vi
     page.see("#records-explanation", "nothing of it leaves this machine")
     page.see("#records-state", "Nothing is recorded.")
     assert engine.store is None
+    page.see("#learning-state", "Learning is off.")
+    page.page.click("#learn-from-chats input")
+    page.see("#records-state", "Switch recording on first.")
+    expect(page.page.locator("#learn-from-chats input")).not_to_be_checked()
     page.page.click("#record-routing input")
     page.see("#records-state", "Recording begins with the next token.")
     assert engine.store.path.name == "demo-01234567.sqlite"
+    page.page.click("#learn-from-chats input")
+    page.see("#learning-state", "Learning waits for 20,000 more recorded tokens.")
     page.page.click("#forget-routing")
     page.see("#records-state", "Forgotten")
     page.reload()
     page.page.click("#records > button")
     expect(page.page.locator("#record-routing input")).to_be_checked()
+    expect(page.page.locator("#learn-from-chats input")).to_be_checked()
     page.page.click("#record-routing input")
     page.see("#records-state", "Nothing is recorded.")
     assert engine.store is None
+    expect(page.page.locator("#learn-from-chats input")).not_to_be_checked()
 
 
 def test_a_full_context_has_a_way_out(serve, visit):
