@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.link import Link
-from engine.cache.links import open_card_link, open_link
+from engine.cache.links import open_link
+from engine.cache.links.cuda import open_card_link
 from engine.cache.policies import EvictionPolicy
 from engine.cache.policy_choice import PREDICTIVE, check_policy, make_policy
 from engine.card_emulation import emulate_card

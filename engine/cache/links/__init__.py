@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.cache.host_tier import HostTier
 from engine.cache.link import Link
-from engine.cache.links.card_calls import CardCalls
-from engine.cache.links.cuda import CudaLink
 from engine.cache.links.disk import DiskLink
 from engine.cache.links.emulated import PREFIX, EmulatedCardLink, EmulatedLink, emulated_card
 from engine.checkpoint.expert_index import ExpertIndex
@@ -34,8 +31,3 @@ def open_link(name: str, index: ExpertIndex, on_progress: Callable[[str, int, in
             "The CUDA link needs a card, and the model is computed on the processor.", "Use --link disk."
         )
     raise InvalidSetting(f"There is no link called {name!r}.", f"Use one of: {LINK_HELP}.")
-
-
-def open_card_link(index: ExpertIndex, card: CardCalls, host_experts: int, computes_on_host: bool = False) -> CudaLink:
-    """The link to `card`, with room for `host_experts` in RAM, which the processor computes with if it may."""
-    return CudaLink(index, HostTier(index, host_experts, card), card, computes_on_host=computes_on_host)

@@ -19,6 +19,11 @@ from engine.checkpoint.expert_key import ExpertKey
 _RELEASES = 64  # remembered one by one; older ones count as if they were as recent as these
 
 
+def open_card_link(index: ExpertIndex, card: CardCalls, host_experts: int, computes_on_host: bool = False) -> CudaLink:
+    """The link to `card`, with room for `host_experts` in RAM, which the processor computes with if it may."""
+    return CudaLink(index, HostTier(index, host_experts, card), card, computes_on_host=computes_on_host)
+
+
 class CudaLink(Link):
     """`copy` returns when the bytes are on the card. What was computed with a slot may still be running when the slot
     is filled anew: the copy itself waits for that, on the card.
