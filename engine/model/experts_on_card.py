@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.model import packed_product
+from engine.model import packed_on_card
 from engine.model.experts import ExpertsPlan, Pairs, expert_on_host
 from engine.model.packed_product import PackedMatrix
 
@@ -91,7 +91,6 @@ def _multiply(module: Any, tensors: dict[str, torch.Tensor], name: str, x: torch
     bias = tensors.get(f"{name}_bias")
     bias = None if bias is None else bias.to(x.dtype)
     if (packed := PackedMatrix.of(tensors, name)) is not None:
-        product = packed_product.linear(x.float(), packed).to(x.dtype)
-        return product if bias is None else product.add_(bias)
+        return packed_on_card.linear(x, packed, bias)
     weight = tensors[name].to(x.dtype)
     return F.linear(x, weight.t() if getattr(module, "is_transposed", False) else weight, bias)

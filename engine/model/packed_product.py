@@ -1,4 +1,4 @@
-"""Products with experts stored in few bits: int8, NF4, or the mxfp4 of some checkpoints.
+"""Products with experts stored in few bits, on the CPU: int8, NF4, or the mxfp4 of some checkpoints.
 
 A packed matrix is [outputs, ...] numbers and [outputs, blocks] scales; its kind shows in their dtypes. It is never
 raised to fp32 as a whole: the kernels raise it in registers, and for many rows a piece of it is raised at a time.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -64,10 +65,10 @@ class PackedMatrix:
 def linear(
     x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x @ weight.T + bias in fp32; x [rows, in], bias fp32 [out]. Written to `out` [rows, out] fp32 when given."""
-    result = torch.empty(x.shape[0], weight.outputs, device=x.device) if out is None else out
+    """x @ weight.T + bias in fp32; x fp32 [rows, in], bias fp32 [out]. Written to `out` [rows, out] fp32 when given."""
+    result = torch.empty(x.shape[0], weight.outputs) if out is None else out
     x = torch.nn.functional.pad(x, (0, weight.padded_inputs - x.shape[1]))
-    if x.shape[0] <= MAX_KERNEL_ROWS and x.device.type == "cpu" and kernels.available():
+    if x.shape[0] <= MAX_KERNEL_ROWS and kernels.available():
         _by_kernel(x, weight, result)
     else:
         step = max(1, upcast.PIECE_BYTES // (4 * weight.padded_inputs))
@@ -78,9 +79,7 @@ def linear(
 
 
 def raised(weight: PackedMatrix) -> torch.Tensor:
-    """fp32 [outputs, padded inputs]; on the CPU in this thread's scratch, valid until the next call."""
-    if weight.numbers.device.type == "cuda":
-        return _raised_on_card(weight)
+    """fp32 [outputs, padded inputs] in this thread's scratch, valid until the next call."""
     shape = (weight.outputs, weight.padded_inputs)
     target = upcast.scratch(shape)
     if weight.is_int8:
@@ -99,7 +98,7 @@ def raised_by_torch(weight: PackedMatrix) -> torch.Tensor:
     scales = _fp32_scales(weight)
     if weight.is_int8:
         return weight.numbers * scales
-    table = torch.tensor(MXFP4 if weight.is_mxfp4 else NF4, device=weight.numbers.device)
+    table = _table(weight.is_mxfp4, weight.numbers.device)
     halves = [table[(weight.numbers >> 4).int()], table[(weight.numbers & 15).int()]]
     if weight.is_mxfp4:  # the earlier number is in the lower half of a byte
         halves.reverse()
@@ -107,21 +106,9 @@ def raised_by_torch(weight: PackedMatrix) -> torch.Tensor:
     return (values * scales[:, :, None]).flatten(1)
 
 
-def _raised_on_card(weight: PackedMatrix) -> torch.Tensor:
-    """NF4 by bitsandbytes' own CUDA kernel; the others are one or two operators."""
-    if weight.is_int8 or weight.is_mxfp4:
-        return raised_by_torch(weight)
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    state = QuantState(
-        weight.scales.flatten(),
-        shape=torch.Size((weight.outputs, weight.padded_inputs)),
-        code=torch.tensor(NF4, device=weight.numbers.device),
-        blocksize=weight.padded_inputs // weight.scales.shape[1],
-        quant_type="nf4",
-        dtype=torch.float32,
-    )
-    return dequantize_4bit(weight.numbers.reshape(-1, 1), state)
+@cache
+def _table(is_mxfp4: bool, device: torch.device) -> torch.Tensor:
+    return torch.tensor(MXFP4 if is_mxfp4 else NF4, device=device)
 
 
 def _fp32_scales(weight: PackedMatrix) -> torch.Tensor:

@@ -8,7 +8,7 @@ from bitsandbytes.functional import get_4bit_type
 from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
 
 from engine.checkpoint.quantised.formats import pack
-from engine.model import kernels, packed_product, upcast
+from engine.model import kernels, packed_on_card, packed_product, upcast
 from engine.model.packed_product import MXFP4, NF4, PackedMatrix, linear, raised, raised_by_torch
 
 KINDS = ("int8", "nf4", "mxfp4")
@@ -89,3 +89,18 @@ def test_quantising_a_few_rows_at_a_time_changes_nothing(kind, monkeypatch):
 def test_a_row_of_zeros_stays_zero(kind):
     weight = PackedMatrix(*pack(torch.zeros(2, 64), kind))
     assert torch.equal(linear(rows(1, 64), weight), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cards_products_equal_the_processors(kind, dtype):
+    """On the CPU here: bitsandbytes answers the same calls with its CPU kernels."""
+    weight = matrix(kind, 48, 100)
+    bias = torch.randn(48)
+    for count in (1, 9):
+        x = rows(count, 100)
+        ours = packed_on_card.linear(x.to(dtype), weight, bias.to(dtype))
+        assert ours.dtype == dtype
+        expected = linear(x, weight, bias)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        assert (ours.float() - expected).norm() <= tolerance * expected.norm()
