@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-FAR_BYTES = 128 << 20  # more than processors' caches hold
+from engine.hardware.speed import working_set_bytes
+
 _COPIES_PER_STEP = 8  # queued before waiting, as a running engine does
 
 
@@ -59,4 +60,4 @@ class CopyToCard:
 
 
 def _pieces(piece_bytes: int) -> int:
-    return max(2, FAR_BYTES // piece_bytes)
+    return max(2, working_set_bytes() // piece_bytes)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from engine.hardware.speed import Step
+from engine.hardware.speed import Step, working_set_bytes
 from engine.model import kernels, upcast
 
-_WORKING_SET_BYTES = 128 << 20  # more than processors' caches hold
 _MOST_EXPERTS = 256
 
 
@@ -60,8 +59,14 @@ def computed_by(shape: ExpertShape) -> str:
 
 
 def expert_steps(shape: ExpertShape) -> Step:
-    """Steps that compute one expert for one token, each time another one; they return its bytes."""
-    count = min(_MOST_EXPERTS, max(2, _WORKING_SET_BYTES // shape.nbytes))
+    """Steps that compute one expert for one token, each time another one; they return its bytes.
+
+    Of an expert larger than the memory to go through, as many inner rows as fit.
+    """
+    room = working_set_bytes()
+    if shape.nbytes > room:
+        shape = replace(shape, intermediate=max(1, shape.intermediate * room // shape.nbytes))
+    count = min(_MOST_EXPERTS, max(1, room // shape.nbytes))
     elements = 3 * shape.hidden * shape.intermediate
     weights = torch.full((count, elements), 0.01, dtype=shape.dtype)
     x = torch.ones(1, shape.hidden)

@@ -17,6 +17,7 @@ from engine.hardware.speed import Speed, Step, measure
 
 Progress = Callable[[str, int, int], None]
 SECONDS_EACH = 0.25
+MOST_PIECE_BYTES = 16 << 20  # larger experts are copied and read in pieces: neither becomes faster beyond this
 _COPY, _PAGEABLE, _EXPERT, _DISK = "copy", "pageable copy", "expert", "disk"
 _WORDS = {
     _COPY: "Measuring the copy of experts to where they are computed",
@@ -81,14 +82,15 @@ def measure_speeds(
 ) -> MachineSpeeds:
     """Measures for about three seconds (compiling the kernel comes on top at the first start).
 
-    `place` is a file of the model, or the folder where one will be. Takes some 300 MB meanwhile. A disk that cannot
-    be read and page-locked memory that is refused become notes.
+    `place` is a file of the model, or the folder where one will be. Takes up to 400 MB meanwhile, less where little
+    is free. A disk that cannot be read and page-locked memory that is refused become notes.
     """
     notes: list[str] = []
+    piece_bytes = min(shape.nbytes, MOST_PIECE_BYTES)
     with ExitStack() as stack:
-        steps: dict[str, Step] = dict(_copies(device, shape.nbytes, stack, notes))
+        steps: dict[str, Step] = dict(_copies(device, piece_bytes, stack, notes))
         steps[_EXPERT] = expert_steps(shape)
-        disk, reading = _disk(place, shape.nbytes, 4 * seconds_each, stack, notes, on_progress)
+        disk, reading = _disk(place, piece_bytes, 4 * seconds_each, stack, notes, on_progress)
         if reading is not None:
             steps[_DISK] = reading
         speeds = measure(steps, seconds_each, _reporter(on_progress, len(steps) + 2))

@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from engine.hardware.available_memory import available_ram_bytes
+
+WORKING_SET_BYTES = 128 << 20  # more than processors' caches hold
+_RAM_SHARE = 32  # ... but no more than this part of the free RAM: several probes hold theirs at a time
+
 Step = Callable[[], int]
 """Does a small piece of work and returns the bytes it was about."""
 
@@ -18,6 +23,11 @@ class Speed:
 
     alone: float
     together: float
+
+
+def working_set_bytes() -> int:
+    """How much memory one probe goes through, so that it measures RAM and not a processor's cache."""
+    return min(WORKING_SET_BYTES, available_ram_bytes() // _RAM_SHARE)
 
 
 def measure(

@@ -40,7 +40,7 @@ class TorchCuda:
 
 
 def ask_torch(torch: Any = None) -> TorchCuda:
-    """PyTorch's view now. Never raises for a broken driver: that becomes `problem`. Takes no memory of a card.
+    """PyTorch's view now. Never raises for a broken driver: that becomes `problem`. Allocates nothing on a card.
 
     `torch` stands in for the module.
     """

@@ -65,7 +65,7 @@ class VramReader:
         self._handle: Any = None
 
     def __call__(self) -> VramReading:
-        """One reading; takes well under a millisecond. Raises DriverFailed; the next call opens the driver again."""
+        """One reading, a few calls to the driver. Raises DriverFailed; the next call opens the driver again."""
         try:
             if self._handle is None:
                 self._open()

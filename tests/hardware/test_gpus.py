@@ -10,6 +10,7 @@ import pytest
 
 from engine.hardware.gpu import Gpu, GpuProcess
 from engine.hardware.gpus import GpuSurvey, survey_gpus, under_wsl
+from tests.hardware import watched_card
 from tests.hardware.stub_driver import CARD, GIB, LIBRARY, StubDriver, process_with_library
 
 SECOND = CARD | {"name": "NVIDIA RTX A2000", "uuid": "GPU-5e1f0000-0000-4000-8000-000000000002", "total": 12 * GIB}
@@ -223,6 +224,13 @@ def test_the_driver_of_this_machine_is_asked_without_an_error():
     survey = survey_gpus()
     assert survey.explanation
     assert bool(survey.gpus) == survey.explanation.startswith("Found ")
+
+
+def test_below_wsl_what_is_different_is_said(driver):
+    driver.tell(CARD)
+    survey = driver.call(watched_card.survey_under_wsl)
+    assert survey.wsl
+    assert "the driver does not tell how much memory each program uses" in survey.notes[0]
 
 
 @pytest.mark.parametrize(

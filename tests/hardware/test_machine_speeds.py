@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.hardware import copy_probe, disk_probe, expert_probe, machine_speeds, speed_cache
+from engine.hardware import disk_probe, machine_speeds, speed, speed_cache
 from engine.hardware.device import ChosenDevice
 from engine.hardware.expert_probe import ExpertShape
 from engine.hardware.gpu import Gpu
@@ -25,8 +25,7 @@ SHAPE = ExpertShape(64, 32, torch.bfloat16)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(copy_probe, "FAR_BYTES", 1 << 16)
-    monkeypatch.setattr(expert_probe, "_WORKING_SET_BYTES", 1 << 16)
+    monkeypatch.setattr(speed, "WORKING_SET_BYTES", 1 << 16)
     monkeypatch.setattr(disk_probe, "PROBE_FILE_BYTES", 1 << 20)
 
 
@@ -40,8 +39,8 @@ def file(tmp_path):
 def test_everything_is_measured_on_the_processor(small, file):
     told = []
     speeds = measure_speeds(CPU, SHAPE, file, lambda *report: told.append(report), seconds_each=0.01)
-    for speed in (speeds.copy, speeds.expert, speeds.disk_reader):
-        assert speed.alone > 0 and speed.together > 0
+    for measured in (speeds.copy, speeds.expert, speeds.disk_reader):
+        assert measured.alone > 0 and measured.together > 0
     assert speeds.copy_pageable is None
     assert speeds.expert_bytes == SHAPE.nbytes
     assert speeds.expert_seconds == pytest.approx(SHAPE.nbytes / speeds.expert.alone)

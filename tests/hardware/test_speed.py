@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from engine.hardware import copy_probe, expert_probe
+from engine.hardware import speed
 from engine.hardware.copy_probe import CopyInRam, CopyToCard
 from engine.hardware.expert_probe import ExpertShape, computed_by, expert_shape, expert_steps
 from engine.hardware.speed import Speed, measure
@@ -72,7 +72,7 @@ def test_a_failing_step_is_an_error_and_leaves_no_thread(failing_call):
 
 
 def test_a_copy_in_ram_copies(monkeypatch):
-    monkeypatch.setattr(copy_probe, "FAR_BYTES", 4096)
+    monkeypatch.setattr(speed, "WORKING_SET_BYTES", 4096)
     copy = CopyInRam(1024)
     assert copy.step() == 1024
     assert copy._near.eq(1).all()
@@ -159,7 +159,7 @@ def test_refused_page_locked_memory_is_an_error():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_one_expert_is_computed(dtype, compiled, monkeypatch):
-    monkeypatch.setattr(expert_probe, "_WORKING_SET_BYTES", 1 << 16)
+    monkeypatch.setattr(speed, "WORKING_SET_BYTES", 1 << 16)
     if not compiled:
         monkeypatch.setattr(kernels, "available", lambda: False)
     shape = ExpertShape(64, 32, dtype)
@@ -167,6 +167,17 @@ def test_one_expert_is_computed(dtype, compiled, monkeypatch):
     assert by == "PyTorch" or kernels.available()
     step = expert_steps(shape)
     assert [step(), step()] == [3 * 64 * 32 * dtype.itemsize] * 2
+
+
+def test_an_expert_larger_than_the_memory_to_go_through_is_computed_in_part(monkeypatch):
+    monkeypatch.setattr(speed, "WORKING_SET_BYTES", 1 << 14)
+    assert expert_steps(ExpertShape(64, 4096))() == 3 * 64 * 42 * 2
+
+
+@pytest.mark.parametrize(("free", "room"), [(64 << 30, 128 << 20), (640 << 20, 20 << 20)])
+def test_a_probe_takes_a_small_part_of_what_is_free(monkeypatch, free, room):
+    monkeypatch.setattr(speed, "available_ram_bytes", lambda: free)
+    assert speed.working_set_bytes() == room
 
 
 def parameter(shape: tuple[int, ...], dtype: torch.dtype):

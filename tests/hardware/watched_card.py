@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+from unittest import mock
+
+from engine.hardware.gpus import GpuSurvey, survey_gpus
 from engine.hardware.vram_reading import VramReader, VramReading
 from engine.hardware.vram_watch import Change, VramWatch
 
@@ -25,3 +29,9 @@ def look(seconds: float) -> list[tuple[Change, int]]:
 def read_once(uuid: str, allocated_bytes: int) -> VramReading:
     with VramReader(uuid, lambda: allocated_bytes) as read:
         return read()
+
+
+def survey_under_wsl() -> GpuSurvey:
+    """The survey as if this kernel were WSL's."""
+    with mock.patch.object(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2"):
+        return survey_gpus()
