@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from engine.hardware.copy_probe import CopyInRam, CopyToCard
 from engine.hardware.device import ChosenDevice
 from engine.hardware.disk_probe import DiskProbe, probe_file, random_reading, temporary_file
@@ -18,6 +20,8 @@ from engine.hardware.speed import Speed, Step, measure
 Progress = Callable[[str, int, int], None]
 SECONDS_EACH = 0.25
 MOST_PIECE_BYTES = 16 << 20  # larger experts are copied and read in pieces: neither becomes faster beyond this
+_LOOK_SECONDS = 0.2
+_BUSY_PERCENT = 30.0
 _COPY, _PAGEABLE, _EXPERT, _DISK = "copy", "pageable copy", "expert", "disk"
 _WORDS = {
     _COPY: "Measuring the copy of experts to where they are computed",
@@ -83,9 +87,9 @@ def measure_speeds(
     """Measures for about three seconds (compiling the kernel comes on top at the first start).
 
     `place` is a file of the model, or the folder where one will be. Takes up to 400 MB meanwhile, less where little
-    is free. A disk that cannot be read and page-locked memory that is refused become notes.
+    is free. A disk that cannot be read, page-locked memory that is refused and a busy machine become notes.
     """
-    notes: list[str] = []
+    notes = _note_on_other_work()
     piece_bytes = min(shape.nbytes, MOST_PIECE_BYTES)
     with ExitStack() as stack:
         steps: dict[str, Step] = dict(_copies(device, piece_bytes, stack, notes))
@@ -107,6 +111,15 @@ def measure_speeds(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=tuple(notes),
     )
+
+
+def _note_on_other_work() -> list[str]:
+    busy = psutil.cpu_percent(interval=_LOOK_SECONDS)
+    if busy < _BUSY_PERCENT:
+        return []
+    return [
+        f"Other programs kept the processor busy ({busy:.0f}%) while speeds were measured: measure again when idle."
+    ]
 
 
 def _copies(device: ChosenDevice, piece_bytes: int, stack: ExitStack, notes: list[str]) -> Iterator[tuple[str, Step]]:

@@ -27,6 +27,7 @@ SHAPE = ExpertShape(64, 32, torch.bfloat16)
 def small(monkeypatch):
     monkeypatch.setattr(speed, "WORKING_SET_BYTES", 1 << 16)
     monkeypatch.setattr(disk_probe, "PROBE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(machine_speeds.psutil, "cpu_percent", lambda interval: 3.0)
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_a_disk_that_cannot_be_read_is_said(small, tmp_path):
     assert (speeds.disk, speeds.disk_reader) == (None, None)
     assert "disk's speed could not be measured" in speeds.notes[0]
     assert MachineSpeeds.from_dict(speeds.to_dict()) == speeds
+
+
+def test_a_busy_machine_is_said(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_speeds.psutil, "cpu_percent", lambda interval: 80.0)
+    speeds = measure_speeds(CPU, SHAPE, tmp_path, seconds_each=0.01)
+    assert "busy (80%)" in speeds.notes[0]
 
 
 class FakeCopy:
