@@ -13,6 +13,7 @@ from app.terminal_progress import Progress
 if TYPE_CHECKING:
     from app.model_offer import ModelOffer
     from engine.checkpoint.catalog import ModelInfo, UnusableModel
+    from engine.checkpoint.quantised import QuantisedCopy
 
     Scan = tuple[list[ModelInfo], list[UnusableModel]]
 
@@ -36,7 +37,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Deletes a model of this program's own folder."""
+    """Deletes a model of this program's own folder, or a quantised copy."""
     from engine.checkpoint.catalog import delete_model, find_deletable
 
     path = find_deletable(name)
@@ -136,7 +137,8 @@ def _scan(on_progress: Progress) -> Scan:
 def _to_json(scan: Scan) -> dict[str, Any]:
     found, unusable = scan
     problems = [{"name": one.name, "path": str(one.path), "cause": one.cause, "remedy": one.remedy} for one in unusable]
-    return {"models": [model.to_dict() for model in found], "unusable": problems}
+    copies = [copy.to_dict() for copy in _copies()]
+    return {"models": [model.to_dict() for model in found], "unusable": problems, "quantised": copies}
 
 
 def _show(scan: Scan) -> None:
@@ -149,8 +151,17 @@ def _show(scan: Scan) -> None:
         table.add_row(*_row(model))
     console = Console()
     console.print(table)
+    for copy in _copies():
+        words = f"{copy.name}: experts of {copy.source} as {copy.precision}, {copy.bytes / 1e9:.2f} GB."
+        console.print(words, markup=False, highlight=False)
     for one in scan[1]:
         console.print(f"{one.name} cannot be run. {one.cause} {one.remedy}", markup=False)
+
+
+def _copies() -> list[QuantisedCopy]:
+    from engine.checkpoint.quantised import list_copies
+
+    return list_copies()
 
 
 def _row(model: ModelInfo) -> tuple[str, ...]:

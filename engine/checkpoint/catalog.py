@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.checkpoint import builtin
 from engine.checkpoint.expert_index import ExpertIndex
+from engine.checkpoint.quantised.copies import list_copies, remove_folder
 from engine.checkpoint.safetensors_header import missing_weights
 from engine.checkpoint.weight_formats import GGUF, OTHER_SUFFIXES, gguf_refusal
 from engine.errors import EngineError, InvalidSetting, ModelNotFound
@@ -144,14 +145,14 @@ def cached_config(name: str) -> Path | None:
 
 
 def find_deletable(name: str) -> Path:
-    """The folder that deleting `name` removes; always one of this program's own.
+    """The folder that deleting `name`, a model or a quantised copy, removes; always one of this program's own.
 
     Raises ModelNotFound, or InvalidSetting for a model that another program keeps.
     """
     if name == builtin.BUILTIN_NAME:
         own = {name: builtin.builtin_path()}
     else:
-        own = {path.name: path for path in _own_folders()}
+        own = {path.name: path for path in _own_folders()} | {copy.name: copy.path for copy in list_copies()}
     if name in own and own[name].is_dir():
         return own[name]
     if any(name == cached for cached, _ in _hugging_face_cache()):
@@ -163,18 +164,23 @@ def find_deletable(name: str) -> Path:
 
 
 def delete_model(name: str) -> int:
-    """Removes the model's folder and returns the bytes freed. Raises as `find_deletable`.
+    """Removes the model's folder, with the quantised copies of it, and returns the bytes freed.
+
+    Raises as `find_deletable`.
 
     The folder is renamed first, so that a deletion cut short leaves nothing that looks like a model.
     """
     path = find_deletable(name)
+    copies = [copy for copy in list_copies() if copy.source == path.resolve()]
     doomed = path.with_name(f"{DELETING_PREFIX}{os.getpid()}-{path.name}")
     path.rename(doomed)
     freed = 0
     for leftover in path.parent.glob(f"{DELETING_PREFIX}*"):
         freed += _folder_bytes(leftover)
         _remove(leftover)
-    return freed
+    for copy in copies:
+        remove_folder(copy.path)
+    return freed + sum(copy.bytes for copy in copies)
 
 
 def _found() -> Iterator[tuple[str, Path, str]]:

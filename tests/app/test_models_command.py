@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import app
+from engine.checkpoint.dense_model import open_checkpoint
+from engine.checkpoint.quantised import ensure_quantised, plan_quantised
 from tests.tiny_models import tiny_checkpoint
 
 NAME = "org/moe"
@@ -127,3 +129,12 @@ def test_ctrl_c_ends_a_download_and_the_next_one_goes_on(hub, tmp_path):
     hub.ranges.clear()
     run("download", NAME)
     assert f"bytes={had}-" in hub.ranges
+
+
+def test_quantised_copies_are_listed_and_deleted(theirs):
+    index = ensure_quantised(plan_quantised(open_checkpoint(theirs), "int8"))
+    assert f"{index.folder.name}: experts of {theirs} as int8" in run()
+    (copy,) = run_json()["quantised"]
+    assert (copy["name"], copy["precision"], copy["source"]) == (index.folder.name, "int8", str(theirs))
+    assert run_json("delete", copy["name"], "--yes")["freed_bytes"] >= copy["bytes"]
+    assert run_json()["quantised"] == []

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from engine.checkpoint.catalog import delete_model
 from engine.checkpoint.dense_model import open_checkpoint
 from engine.checkpoint.expert_key import ExpertKey
 from engine.checkpoint.quantised import (
     QuantisedIndex,
-    delete_copy,
     ensure,
     ensure_quantised,
     list_copies,
@@ -25,7 +25,7 @@ from engine.checkpoint.quantised import quantised_dir as copies_dir
 from engine.checkpoint.quantised.layout import PackedLayer
 from engine.checkpoint.safetensors_header import SINGLE_NAME
 from engine.errors import BuildFailed, DiskFull, ModelNotFound
-from engine.paths import HOME_VARIABLE
+from engine.paths import HOME_VARIABLE, models_dir
 from tests.tiny_models import tiny_checkpoint
 
 
@@ -184,7 +184,17 @@ def test_copies_are_listed_and_deleted(checkpoint):
     on_disk = sum(file.stat().st_size for file in index.files)
     assert (copy.path, copy.source, copy.bytes) == (index.folder, checkpoint, on_disk)
     assert json.loads(json.dumps(copy.to_dict()))["precision"] == "nf4"
-    assert delete_copy(copy.name) == on_disk
+    assert delete_model(copy.name) >= on_disk
     assert names() == [] and list_copies() == []
     with pytest.raises(ModelNotFound):
-        delete_copy(copy.name)
+        delete_model(copy.name)
+
+
+def test_deleting_a_model_deletes_its_copies(checkpoint):
+    own = models_dir() / "mine"
+    shutil.copytree(checkpoint, own)
+    ensure_quantised(plan(checkpoint))
+    kept = names()
+    copy = ensure_quantised(plan(own)).folder
+    assert delete_model("mine") > sum(file.stat().st_size for file in checkpoint.iterdir())
+    assert not own.exists() and not copy.exists() and names() == kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.checkpoint.quantised.copies import QuantisedCopy, delete_copy, list_copies, quantised_dir
+from engine.checkpoint.quantised.copies import QuantisedCopy, list_copies, quantised_dir
 from engine.checkpoint.quantised.ensure import ensure_quantised, plan_quantised
 from engine.checkpoint.quantised.formats import PRECISIONS
 from engine.checkpoint.quantised.index import QuantisedIndex
@@ -12,7 +12,6 @@ __all__ = [
     "PRECISIONS",
     "QuantisedCopy",
     "QuantisedIndex",
-    "delete_copy",
     "ensure_quantised",
     "list_copies",
     "lossy_sentence",

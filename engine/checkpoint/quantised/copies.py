@@ -14,7 +14,6 @@ from typing import Any
 from engine.checkpoint.builtin.manifest import flush_folder
 from engine.checkpoint.quantised.formats import FORMAT_VERSION
 from engine.checkpoint.safetensors_header import LENGTH_FIELD_BYTES
-from engine.errors import ModelNotFound
 from engine.paths import models_dir
 
 MANIFEST_NAME = "quantised.json"
@@ -99,15 +98,6 @@ def list_copies() -> list[QuantisedCopy]:
             nbytes = sum(facts["files"].values())
             found.append(QuantisedCopy(path.name, path, Path(facts["source"]), facts["precision"], nbytes))
     return found
-
-
-def delete_copy(name: str) -> int:
-    """Removes the copy called `name` and returns the bytes freed. Raises ModelNotFound."""
-    copy = next((copy for copy in list_copies() if copy.name == name), None)
-    if copy is None:
-        raise ModelNotFound(f"There is no quantised copy {name!r}.", "`models` lists what is on this machine.")
-    remove_folder(copy.path)
-    return copy.bytes
 
 
 def remove_folder(path: Path) -> None:
