@@ -28,6 +28,7 @@ from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
 from engine.hardware.memory_plan import Footprint, MemoryPlan, format_bytes
+from engine.hardware.vram_watch import Change, Observation
 from engine.loading import (
     ModelFiles,
     Progress,
@@ -55,6 +56,7 @@ from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel, identify
 from engine.snapshot import ChatEvent, EngineSnapshot
+from engine.vram_guard import VramGuard, slots_within
 
 
 class Engine:
@@ -121,6 +123,32 @@ class Engine:
         self._busy = threading.Lock()
         self._cancel = threading.Event()
         self._closed = False
+        self._guard = self._start_guard()
+
+    def _start_guard(self) -> VramGuard | None:
+        if self._placement.read_vram is None:
+            return None
+        activity = self._activity
+        guard = VramGuard(
+            self._placement.read_vram,
+            self._follow_card,
+            lambda: activity.recent_tokens_per_second if activity.phase == "decode" else None,
+        )
+        guard.start()
+        return guard
+
+    def _follow_card(self, seen: Observation) -> None:
+        """Other programs took some of the card's memory, or gave it back: what was asked for, as far as it fits."""
+        assert seen.reading is not None
+        spilled = seen.nbytes if seen.change is Change.SPILLED else 0
+        with self._gate.visit():
+            if self._closed:
+                return
+            plan = self._plan
+            asked = slots_within(self._footprint, plan.budget, seen.reading, spilled)
+            slots = fit_slots(self._cache, asked, plan.minimum_slots)
+            if slots != plan.slots:
+                self._plan = with_slots(plan, slots, seen.sentence.removesuffix("."))
 
     def _open_link(
         self, name: str, index: ExpertIndex, preload: bool, host_compute: bool, on_progress: Progress | None
@@ -426,7 +454,8 @@ class Engine:
 
     def _all_notes(self) -> tuple[str, ...]:
         problem = self._host_tier.problem if self._host_tier else None
-        return (*self._notes, *filter(None, (problem, self._cache.host_compute_words())))
+        seen = self._guard.said if self._guard else None
+        return (*self._notes, *filter(None, (problem, seen, self._cache.host_compute_words())))
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -489,10 +518,14 @@ class Engine:
             return
         self._closed = True
         self._cancel.set()
+        if self._guard is not None:
+            self._guard.close()
         with self._gate.visit():
             self._cache.close()
             self._recording.to_store(None)
             self._sequence.forget()
+            if self._placement.read_vram is not None:
+                self._placement.read_vram.close()
 
     def __enter__(self) -> Engine:
         return self

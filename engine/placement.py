@@ -16,17 +16,21 @@ from engine.hardware.gpus import survey_gpus
 from engine.hardware.host_budget import HostBudget, host_budget
 from engine.hardware.memory_plan import Footprint, MemoryPlan, format_bytes, make_plan
 from engine.hardware.torch_cuda import ask_torch
+from engine.hardware.vram_reading import VramReader
 
 _CARD_LINKS = ("auto", "cuda")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`card` is None on the processor. `reason` says in a sentence why this device."""
+    """`card` is None on the processor. `reason` says in a sentence why this device. `read_vram` asks the driver how
+    full the card is; None where the driver does not know it by name.
+    """
 
     device: torch.device
     reason: str
     card: CardCalls | None = None
+    read_vram: VramReader | None = None
 
     def plan(
         self, needs: Footprint, budget: str | int, link: str, held_bytes: int = 0, held_ram_bytes: int = 0
@@ -76,4 +80,7 @@ def place(device: str, link: str) -> Placement:
             "Use --link auto or cuda, or --device cpu.",
         )
     placed = torch.device(chosen.torch_name)
-    return Placement(placed, chosen.reason, TorchCard(placed))
+    card = TorchCard(placed)
+    uuid = chosen.gpu.uuid if chosen.gpu else None
+    reader = VramReader(uuid, card.reserved_bytes) if uuid else None
+    return Placement(placed, chosen.reason, card, reader)

@@ -112,6 +112,9 @@ class FakeCard:
     def free_bytes(self) -> int:
         return self.card_bytes - self.taken_by_others - self.allocated_bytes
 
+    def reserved_bytes(self) -> int:
+        return self.allocated_bytes
+
     def lock(self, address: int, nbytes: int) -> bool:
         if sum(self.locked.values()) + nbytes > self.lockable_bytes:
             return False

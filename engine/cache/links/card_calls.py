@@ -47,6 +47,9 @@ class CardCalls(Protocol):
     def free_bytes(self) -> int:
         """What new tensors could take now, by the driver's count. 0 to the whole card."""
 
+    def reserved_bytes(self) -> int:
+        """What PyTorch holds of the card, used or not."""
+
     def lock(self, address: int, nbytes: int) -> bool:
         """Page-locks host memory for the card. False when the driver refuses."""
 
@@ -90,7 +93,10 @@ class TorchCard:
 
     def free_bytes(self) -> int:
         free, _ = torch.cuda.mem_get_info(self.device)
-        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + self.reserved_bytes() - torch.cuda.memory_allocated(self.device)
+
+    def reserved_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self.device)
 
     def lock(self, address: int, nbytes: int) -> bool:
         refused = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE)) != 0
