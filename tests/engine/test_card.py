@@ -152,3 +152,28 @@ def test_a_card_that_is_asked_for_and_not_there_is_refused(monkeypatch):
         with pytest.raises(DeviceNotAvailable):
             place(device, link)
     assert place("auto", "auto").card is None
+
+
+@pytest.mark.parametrize("family", ("mixtral", "gpt_oss"))
+def test_a_checkpoint_larger_than_ram_is_answered_from_the_disk(family, card, monkeypatch):  # noqa: F811
+    """RAM for four experts at a time; all others are read again whenever they are asked for."""
+    monkeypatch.setattr("engine.placement.available_ram_bytes", lambda: 1 << 20)
+    stock, prompts, answers = reference(family)
+    with Engine.load(tiny_checkpoint(family), budget="25%") as engine:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
+        tier = engine._host_tier
+        assert tier.places == 4 and tier.nbytes == 4 * engine.plan.slot_bytes
+        assert tier.read_from_disk > 24
+        assert any("come from the disk" in reason for reason in engine.plan.reasons)
+
+
+@pytest.mark.parametrize("family", ("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "nemotron_h"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_model_is_the_same_to_traces_wherever_it_is_computed(family, dtype, card, monkeypatch):  # noqa: F811
+    path = tiny_checkpoint(family, dtype)
+    with Engine.load(path, budget="25%") as engine:
+        on_card = engine.traced_model
+    monkeypatch.undo()
+    with Engine.load(path, budget="25%", device="cpu") as engine:
+        assert engine.traced_model == on_card

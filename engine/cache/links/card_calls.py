@@ -58,19 +58,20 @@ class CardCalls(Protocol):
 
 
 class TorchCard:
-    """`CardCalls` on a real card."""
+    """`CardCalls` on a real card. `cuda` stands in for `torch.cuda`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self.device = device
+        self._cuda = cuda
 
     def stream(self, urgent: bool) -> Any:
-        return torch.cuda.Stream(self.device, priority=-1 if urgent else 0)
+        return self._cuda.Stream(self.device, priority=-1 if urgent else 0)
 
     def compute_stream(self) -> Any:
-        return torch.cuda.current_stream(self.device)
+        return self._cuda.current_stream(self.device)
 
     def event(self) -> Any:
-        return torch.cuda.Event(blocking=True)  # a waiting reader sleeps instead of spinning on a core
+        return self._cuda.Event(blocking=True)  # a waiting reader sleeps instead of spinning on a core
 
     def record(self, event: Any, stream: Any) -> None:
         event.record(stream)
@@ -82,30 +83,32 @@ class TorchCard:
         event.synchronize()
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
-        with torch.cuda.stream(stream):
+        with self._cuda.stream(stream):
             target.copy_(source, non_blocking=True)
 
     def empty(self, rows: int, row_bytes: int) -> torch.Tensor:
         return torch.empty(rows, row_bytes, dtype=torch.uint8, device=self.device)
 
     def release_unused(self) -> None:
-        torch.cuda.empty_cache()
+        self._cuda.empty_cache()
 
     def free_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free + self.reserved_bytes() - torch.cuda.memory_allocated(self.device)
+        free, _ = self._cuda.mem_get_info(self.device)
+        return free + self.reserved_bytes() - self._cuda.memory_allocated(self.device)
 
     def reserved_bytes(self) -> int:
-        return torch.cuda.memory_reserved(self.device)
+        return self._cuda.memory_reserved(self.device)
 
     def lock(self, address: int, nbytes: int) -> bool:
-        refused = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE)) != 0
+        with self._cuda.device(self.device):  # else this would begin a context on the first card
+            refused = int(self._cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE)) != 0
         if refused:
             self._forget_error()
         return not refused
 
     def unlock(self, address: int) -> None:
-        torch.cuda.cudart().cudaHostUnregister(address)
+        with self._cuda.device(self.device):
+            self._cuda.cudart().cudaHostUnregister(address)
 
     def _forget_error(self) -> None:
         """The runtime keeps a refusal as its "last error", which the next launch would report as its own."""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from engine.checkpoint.storage_plan import parameters_in_storage_dtype
 from engine.routing.shape import RoutingShape
 
 SAMPLED = 64  # elements of each weight, evenly spread: enough to tell two trainings apart
@@ -22,11 +25,17 @@ class TracedModel:
 
 
 def identify(model: Any, name: str, experts_per_layer: Sequence[int], top_k: int) -> TracedModel:
-    """The identity of a loaded model, from its dense weights (routers among them); reads no expert."""
+    """The identity of a loaded model, from its dense weights (routers among them); reads no expert.
+
+    The same on a card, where weights are parameters in their own dtype that the processor keeps as they are stored.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    stored = parameters_in_storage_dtype(model)
+    left_out = stored | {name.removesuffix("weight") + "bias" for name in stored}
     for parameter_name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{parameter_name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(_sample(parameter.detach()).numpy().tobytes())
+        if parameter_name not in left_out:
+            digest.update(f"{parameter_name}{tuple(parameter.shape)}{torch.float32}".encode())
+            digest.update(_sample(parameter.detach()).numpy().tobytes())
     vocabulary = model.config.get_text_config().vocab_size
     shape = RoutingShape(len(experts_per_layer), max(experts_per_layer), top_k, vocabulary)
     return TracedModel(name, digest.hexdigest(), shape)
