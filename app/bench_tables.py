@@ -57,6 +57,28 @@ def show_peers(report: Report) -> None:
     _show_rest(console, report)
 
 
+def show_gpu(report: Report) -> None:
+    """One line for each contender and budget, the emulated card named, then the ratios."""
+    emulation = report["emulation"]
+    table = Table("budget", "contender", "tokens/s", "hits", "waiting", "card memory", "first token after")
+    for run in report["runs"]:
+        hits, stall = run.get("hit_rate"), run.get("stall_seconds")
+        table.add_row(
+            run["budget"],
+            run["contender"] if emulation is None else f"{run['contender']}, {run['emulated']}",
+            _number(run["tokens_per_second"]),
+            "" if hits is None else f"{hits:.0%}",
+            "" if stall is None else f"{stall / max(run['decode_seconds'], 1e-9):.0%}",
+            _size(run.get("near_bytes_total")),
+            f"{run['prefill_seconds']:.2f} s" + ("" if emulation is None else " (here)"),
+        )
+    console = Console()
+    console.print(table)
+    for name, ratio in report["ratios"].items():
+        console.print(f"{name}: {_number(ratio)}")
+    _show_rest(console, report)
+
+
 def show_prediction(report: Report) -> None:
     """Simulated speed over the best plain cache by budget and link, then the cells that were measured for real."""
     console = Console()

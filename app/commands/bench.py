@@ -135,6 +135,50 @@ def bench_peers(
     present(work, show_peers, as_json)
 
 
+@bench.command("gpu")
+@command
+def bench_gpu(
+    model: Model = "demo",
+    budget: Annotated[str, typer.Option(help="Budgets, with commas.")] = "auto,25%,50%",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64,
+    offload_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each of accelerate's answers.")] = 16,
+    repeats: Repeats = 3,
+    device: Annotated[str, typer.Option(help="cuda, or a card by number such as cuda:1.")] = "cuda",
+    emulate: Annotated[
+        str | None, typer.Option(help="A card that is not here, such as 4060: this engine alone, in its time.")
+    ] = None,
+    gguf: Annotated[
+        Path | None, typer.Option(help="The same model as a GGUF file, for llama.cpp where llama-server is installed.")
+    ] = None,
+    prompts: PromptsFile = None,
+    take: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """On a card: this engine beside stock transformers, accelerate's offload and llama.cpp, budget by budget."""
+    from app.bench_tables import show_gpu
+    from engine.lab.prompts import read_prompts
+
+    chats = tuple(read_prompts(prompts, take or (1 if prompts is None else None)))
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_gpu import GpuBenchSettings, run_bench_gpu
+
+        settings = GpuBenchSettings(
+            model=model,
+            budgets=listed(budget),
+            tokens=tokens,
+            offload_tokens=offload_tokens,
+            repeats=repeats,
+            device=device,
+            emulate=emulate,
+            gguf=None if gguf is None else str(gguf),
+            prompts=chats,
+        )
+        return run_bench_gpu(settings, on_progress)
+
+    present(work, show_gpu, as_json)
+
+
 @bench.command("prediction")
 @command
 def bench_prediction(

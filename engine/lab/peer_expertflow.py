@@ -12,7 +12,7 @@ class ExpertFlow:
     """Greedy answers of `Engine`."""
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Settings: `path`, `threads`, `budget`, `link`, `context_length`."""
+        """Settings: `path`, `threads`, `budget`, `link`, `context_length`, `device` ("auto" if absent)."""
         import torch
 
         from engine import Engine
@@ -23,14 +23,23 @@ class ExpertFlow:
             request["path"],
             budget=request["budget"],
             link=request["link"],
+            device=request.get("device", "auto"),
             context_length=request["context_length"],
         )
+        snapshot = self.engine.snapshot()
         return {
             "load_seconds": time.perf_counter() - begin,
             "threads": torch.get_num_threads(),
-            "near_bytes_total": self.engine.plan.near_bytes_total,
-            "slots": self.engine.plan.slots,
-            "fast_path": self.engine.snapshot().fast_path,
+            "near_bytes_total": snapshot.plan.near_bytes_total,
+            "near_bytes_experts": snapshot.plan.near_bytes_experts,
+            "slots": snapshot.plan.slots,
+            "experts_total": snapshot.plan.experts_total,
+            "fast_path": snapshot.fast_path,
+            "link": snapshot.link,
+            "policy": snapshot.policy,
+            "device": str(self.engine.device),
+            "emulation": snapshot.emulation and snapshot.emulation.to_dict(),
+            "emulation_notes": snapshot.emulation.notes if snapshot.emulation else (),
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:

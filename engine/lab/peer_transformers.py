@@ -1,4 +1,7 @@
-"""Contender: stock transformers in float32, everything in memory, with any of its experts implementations."""
+"""Contender: stock transformers, everything in memory, with any of its experts implementations.
+
+On the processor in float32, as this program computes there; on a card in the checkpoint's own dtype.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,22 @@ class StockTransformers:
     """Greedy `generate` of an unchanged model."""
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Settings: `path`, `threads`."""
+        """Settings: `path`, `threads`, `device` (the processor if absent)."""
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(request["threads"])
         begin = time.perf_counter()
         self.model = AutoModelForCausalLM.from_pretrained(
-            request["path"], dtype=torch.float32, **self.loading_options(request)
+            request["path"],
+            dtype="auto" if _on_card(request) else torch.float32,
+            **self.loading_options(request),
         ).eval()
         return {"load_seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
 
     def loading_options(self, request: dict[str, Any]) -> dict[str, Any]:
         """Further arguments of `from_pretrained`."""
-        return {}
+        return {"device_map": {"": request["device"]}} if _on_card(request) else {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Settings: `implementation` (of the experts; unchanged if absent), `drop_pages` (files to forget
@@ -37,7 +42,7 @@ class StockTransformers:
         if request.get("implementation"):
             self.model.set_experts_implementation(request["implementation"])
         clock = TokenClock([Path(file) for file in request.get("drop_pages", ())])
-        prompt = torch.tensor([request["ids"]])
+        prompt = torch.tensor([request["ids"]], device=self.model.device)
         with torch.inference_mode():
             whole = self.model.generate(
                 prompt,
@@ -52,6 +57,10 @@ class StockTransformers:
     def stopping_options(self, request: dict[str, Any]) -> dict[str, Any]:
         """With `ignore_end` every contender writes the same number of tokens, whatever they say."""
         return {"min_new_tokens": 0, "eos_token_id": -1} if request.get("ignore_end") else {}
+
+
+def _on_card(request: dict[str, Any]) -> bool:
+    return str(request.get("device", "cpu")).startswith("cuda")
 
 
 class TokenClock:
