@@ -17,8 +17,8 @@ from engine.hardware.gpu_profiles import GIB, profile_named
 from engine.hardware.measurements import measurement_file, stored_measurement
 from engine.hardware.memory_plan import Footprint
 from engine.lab.simulation.simulated_pace import simulated_pace
-from engine.paths import HOME_VARIABLE
 from tests.engine.test_exactness import prompt_of
+from tests.separate_home import separate_home
 from tests.tiny_models import tiny_checkpoint, tiny_model
 
 CARD = profile_named("4060")
@@ -26,8 +26,7 @@ CARD = profile_named("4060")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
-    return tmp_path
+    separate_home(tmp_path / "home", monkeypatch)
 
 
 def expected_bytes(family: str) -> int:
@@ -93,7 +92,7 @@ def test_the_token_is_measured_once_and_sets_the_links_speed(monkeypatch):
     assert second.card_token_seconds < first.card_token_seconds
 
 
-def test_measurements_survive_damage_and_unwritable_folders(home):
+def test_measurements_survive_damage_and_unwritable_folders():
     identity = ("a", 1)
     assert stored_measurement(identity, lambda: 0.5) == 0.5
     assert stored_measurement(identity, lambda: 0.7) == 0.5

@@ -14,9 +14,11 @@ from engine.hardware.gpus import GpuSurvey
 from engine.hardware.torch_cuda import TorchCuda
 from engine.lab import bench_gpu
 from engine.lab.bench_gpu import GpuBenchSettings, run_bench_gpu
+from engine.lab.contender_process import ContenderFailed
 from engine.lab.llama_server import LlamaServer, LlamaUnusable, why_not_llama
 from engine.lab.peer_accelerate_auto import AccelerateOffload
-from engine.paths import HOME_VARIABLE
+from engine.lab.peer_transformers import StockTransformers
+from tests.separate_home import separate_home
 from tests.tiny_chat_model import tiny_chat_checkpoint
 
 FAKE_LLAMA = """#!{python}
@@ -58,7 +60,7 @@ def silent(*_: object) -> None:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    separate_home(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
@@ -102,18 +104,76 @@ def test_an_emulated_card_is_measured_alone_in_its_time(no_card):
     assert {"machine", "command", "runs", "ratios"} <= report.keys()
 
 
-def test_every_contender_runs_the_same_prompt_on_the_card(monkeypatch, tmp_path):
-    """The processor stands in for the card."""
-    monkeypatch.setattr(bench_gpu, "the_card", lambda device: ChosenDevice("cpu", None, "A stand-in."))
+class Actor:
+    """A contender in this process that answers at a speed of its own; `asked` remembers what it was loaded with."""
+
+    asked: dict[str, dict] = {}
+
+    def __init__(self, module: str, threads: int) -> None:
+        self.name = module.removeprefix("engine.lab.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def load(self, **settings):
+        self.asked[self.name] = settings
+        facts = {"near_bytes_total": 5 << 30, "near_bytes_experts": 3 << 30, "emulation": None, "emulation_notes": ()}
+        return facts if self.name == "peer_expertflow" else {}
+
+    def answer(self, ids, new_tokens, **settings):
+        seconds = {"peer_expertflow": 0.05, "peer_accelerate_auto": 0.5, "peer_transformers": 0.025}[self.name]
+        ids = list(range(new_tokens))
+        return {"ids": ids, "prefill_seconds": 0.1, "decode_seconds": seconds * (new_tokens - 1)}
+
+
+def test_every_contender_gets_the_same_prompt_and_the_same_memory(monkeypatch, tmp_path):
+    card = ChosenDevice("cuda", 1, "", vram_total_bytes=8 << 30, vram_free_bytes=8 << 30)
+    monkeypatch.setattr(bench_gpu, "the_card", lambda device: card)
+    monkeypatch.setattr(bench_gpu, "ContenderProcess", Actor)
     install_llama(tmp_path, monkeypatch)
     report = run_bench_gpu(settings(gguf="model.gguf"), silent)
     speeds = {run["contender"]: run["tokens_per_second"] for run in report["runs"]}
-    assert set(speeds) == {"expertflow", "accelerate offload", "llama.cpp", "transformers"}, report["notes"]
-    assert speeds["llama.cpp"] == pytest.approx(10.0)
-    assert report["ratios"]["50%_decode_over_llama_cpp"] == pytest.approx(speeds["expertflow"] / 10.0)
-    assert all(ratio > 0 for ratio in report["ratios"].values()) and len(report["ratios"]) == 3
-    assert report["identical_ids"]
+    assert speeds == pytest.approx({"expertflow": 20, "accelerate offload": 2, "llama.cpp": 10, "transformers": 40})
+    assert report["ratios"] == pytest.approx(
+        {
+            "50%_decode_over_transformers": 0.5,
+            "50%_decode_over_accelerate_offload": 10,
+            "50%_decode_over_llama_cpp": 2,
+        }
+    )
+    assert Actor.asked["peer_accelerate_auto"]["card_bytes"] == 5 << 30
+    assert {asked["device"] for asked in Actor.asked.values()} == {"cuda:1"}
+    assert report["contenders"]["llama.cpp 50%"]["command"][10:12] == ["--moe-cache-mib", "3072"]
+    assert report["identical_ids"] and report["device"]["torch_name"] == "cuda:1"
     assert not list(tiny_chat_checkpoint().parent.glob(".offload-*"))
+
+
+def test_a_peer_that_fails_leaves_none_and_a_note(monkeypatch):
+    class Failing(Actor):
+        def load(self, **settings):
+            if self.name != "peer_expertflow":
+                raise ContenderFailed("It ran out of memory.", "Leave it out.")
+            return super().load(**settings)
+
+    monkeypatch.setattr(bench_gpu, "the_card", lambda device: ChosenDevice("cuda", 0, ""))
+    monkeypatch.setattr(bench_gpu, "ContenderProcess", Failing)
+    report = run_bench_gpu(settings(), silent)
+    assert [run["contender"] for run in report["runs"]] == ["expertflow"]
+    assert set(report["ratios"].values()) == {None}
+    assert any("ran out of memory" in note for note in report["notes"])
+
+
+def test_accelerates_offload_writes_what_stock_transformers_does(tmp_path):
+    """The processor stands in for the card."""
+    place = {"path": str(tiny_chat_checkpoint()), "threads": 1, "device": "cpu"}
+    offload, stock = AccelerateOffload(), StockTransformers()
+    offload.load(place | {"card_bytes": 0, "ram_bytes": 10**9, "offload_folder": str(tmp_path)})
+    stock.load(place)
+    asked = {"ids": [70, 71, 72], "new_tokens": 4}
+    assert offload.answer(asked)["ids"] == stock.answer(asked)["ids"]
 
 
 def test_llama_is_left_out_in_words(monkeypatch, tmp_path):
