@@ -24,7 +24,17 @@ from pydantic_settings import (
 from engine.errors import InvalidSetting
 from engine.paths import config_dir
 
-ENGINE_OPTIONS = ("model", "budget", "device", "precision", "policy", "link", "context_length", "host_compute")
+ENGINE_OPTIONS = (
+    "model",
+    "budget",
+    "device",
+    "precision",
+    "policy",
+    "link",
+    "context_length",
+    "preload",
+    "host_compute",
+)
 
 
 class Sampling(BaseModel, extra="ignore"):
@@ -61,6 +71,7 @@ class Settings(BaseSettings):
     policy: str = "auto"
     link: str = "auto"
     context_length: int | None = None
+    preload: bool = False
     host_compute: bool = False
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)

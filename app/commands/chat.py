@@ -19,6 +19,7 @@ from app.commands.options import (
     Model,
     Policy,
     Precision,
+    Preload,
     PromptsFile,
     RecordRouting,
 )
@@ -38,6 +39,7 @@ def chat(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    preload: Preload = None,
     host_compute: HostCompute = None,
     precision: Precision = None,
     record_routing: RecordRouting = None,
@@ -74,6 +76,7 @@ def chat(
         "link": link,
         "context_length": context_length,
         "device": device,
+        "preload": preload,
         "host_compute": host_compute,
         "precision": precision,
         "record_routing": record_routing,

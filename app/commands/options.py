@@ -36,6 +36,14 @@ Precision = Annotated[
         show_default="auto",
     ),
 ]
+Preload = Annotated[
+    bool | None,
+    typer.Option(
+        "--preload/--no-preload",
+        help="With a card: read as many experts as fit into RAM before the first token, instead of as they are needed.",
+        show_default="off",
+    ),
+]
 HostCompute = Annotated[
     bool | None,
     typer.Option(

@@ -15,6 +15,7 @@ from app.commands.options import (
     Model,
     Policy,
     Precision,
+    Preload,
     RecordRouting,
 )
 from app.terminal import command
@@ -31,6 +32,7 @@ def page(
     link: Link = None,
     context_length: ContextLength = None,
     device: Device = None,
+    preload: Preload = None,
     host_compute: HostCompute = None,
     precision: Precision = None,
     record_routing: RecordRouting = None,
@@ -48,6 +50,7 @@ def page(
             "model": model,
             "budget": budget,
             "device": device,
+            "preload": preload,
             "host_compute": host_compute,
             "precision": precision,
             "policy": policy,

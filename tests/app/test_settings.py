@@ -44,6 +44,7 @@ def test_engine_options_are_those_of_load():
         "policy": "auto",
         "link": "auto",
         "context_length": None,
+        "preload": False,
         "host_compute": False,
     }
 
