@@ -80,17 +80,17 @@ def linear(
 
 def raised(weight: PackedMatrix) -> torch.Tensor:
     """fp32 [outputs, padded inputs] in this thread's scratch, valid until the next call."""
-    shape = (weight.outputs, weight.padded_inputs)
-    target = upcast.scratch(shape)
-    if weight.is_int8:
-        return torch.mul(weight.numbers, weight.scales, out=target)
-    if kernels.available():
-        from engine.model.kernels.packed_product import raise_four_bit
+    target = upcast.scratch((weight.outputs, weight.padded_inputs))
+    if not kernels.available():
+        return target.copy_(raised_by_torch(weight))
+    from engine.model.kernels.packed_product import raise_four_bit, raise_int8
 
-        kernels.use_torch_threads()
+    kernels.use_torch_threads()
+    if weight.is_int8:
+        raise_int8(weight.numbers.numpy(), weight.scales.numpy(), target.numpy())
+    else:
         raise_four_bit(*_arrays(weight), target.numpy())
-        return target
-    return target.copy_(raised_by_torch(weight))
+    return target
 
 
 def raised_by_torch(weight: PackedMatrix) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
@@ -104,3 +105,21 @@ def test_a_cards_products_equal_the_processors(kind, dtype):
         expected = linear(x, weight, bias)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         assert (ours.float() - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels cannot run here")
+@pytest.mark.parametrize("high_first", [True, False])
+def test_look_ups_without_the_instruction_for_them(high_first):
+    """On any processor but the oldest the others run, so these are called by name."""
+    from engine.model.kernels.packed_product import plain_block_dot, plain_block_raise
+
+    numbers = np.random.default_rng(0).integers(256, size=24, dtype=np.uint8)
+    table = np.array(NF4, np.float32)
+    high, low = rows(2, 24).numpy()
+    halves = table[numbers >> 4], table[numbers & 15]
+    expected = sum((half * inputs)[8:].sum() for half, inputs in zip(halves, (high, low), strict=True))
+    assert plain_block_dot(numbers, 8, 16, table, high, low) == pytest.approx(expected, rel=1e-5)
+    out = np.zeros(48, np.float32)
+    plain_block_raise(numbers, 8, 16, table, np.float32(0.5), high_first, out)
+    pair = halves if high_first else halves[::-1]
+    assert np.array_equal(out[16:], 0.5 * np.stack(pair, axis=1).reshape(-1)[16:]) and not out[:16].any()

@@ -7,7 +7,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels import table_lookup
+from engine.model.kernels.declare import inlined, parallel_kernel, prange
 from engine.model.kernels.int8_product import int8_dot
 from engine.model.kernels.storage import bits_to_float32
 
@@ -37,12 +38,35 @@ def int8_rows(numbers, scales, x, out):
             out[r, o] = int8_dot(numbers[o], x[r]) * scales[o, 0]
 
 
+@inlined
+def plain_block_dot(numbers, start, count, table, high, low):
+    """`table_lookup.block_dot` for any processor."""
+    part = np.float32(0)
+    for i in range(start, start + count):
+        part += table[numbers[i] >> 4] * high[i] + table[numbers[i] & 15] * low[i]
+    return part
+
+
+@inlined
+def plain_block_raise(numbers, start, count, table, scale, high_first, out):
+    """`table_lookup.block_raise` for any processor."""
+    high = 0 if high_first else 1
+    for i in range(start, start + count):
+        out[2 * i + high] = table[numbers[i] >> 4] * scale
+        out[2 * i + 1 - high] = table[numbers[i] & 15] * scale
+
+
+_block_dot = table_lookup.block_dot if table_lookup.AVAILABLE else plain_block_dot
+_block_raise = table_lookup.block_raise if table_lookup.AVAILABLE else plain_block_raise
+
+
 @parallel_kernel
 def four_bit_rows(numbers, scales, table, high, low, out):
     """out[r] = weight @ x[r], two numbers a byte.
 
     numbers uint8 [outputs, bytes]; scales [outputs, blocks] float32 or uint8 exponents; table float32 [16]; high and
-    low float32 [rows, bytes]: the inputs that meet the upper and the lower half of each byte; out float32.
+    low float32 [rows, bytes]: the inputs that meet the upper and the lower half of each byte; out float32. A block
+    has a multiple of 8 bytes.
     """
     blocks = scales.shape[1]
     block_bytes = numbers.shape[1] // blocks
@@ -50,10 +74,7 @@ def four_bit_rows(numbers, scales, table, high, low, out):
         for r in range(high.shape[0]):
             total = np.float32(0)
             for b in range(blocks):
-                part = np.float32(0)
-                for i in range(b * block_bytes, (b + 1) * block_bytes):
-                    byte = numbers[o, i]
-                    part += table[byte >> 4] * high[r, i] + table[byte & 15] * low[r, i]
+                part = _block_dot(numbers[o], b * block_bytes, block_bytes, table, high[r], low[r])
                 total += part * scale_value(scales[o, b])
             out[r, o] = total
 
@@ -63,11 +84,16 @@ def raise_four_bit(numbers, scales, table, high_first, out):
     """out [outputs, 2 * bytes] float32 = the matrix itself; high_first: the upper half of a byte comes earlier."""
     blocks = scales.shape[1]
     block_bytes = numbers.shape[1] // blocks
-    high = 0 if high_first else 1
     for o in prange(numbers.shape[0]):
         for b in range(blocks):
             scale = scale_value(scales[o, b])
-            for i in range(b * block_bytes, (b + 1) * block_bytes):
-                byte = numbers[o, i]
-                out[o, 2 * i + high] = table[byte >> 4] * scale
-                out[o, 2 * i + 1 - high] = table[byte & 15] * scale
+            _block_raise(numbers[o], b * block_bytes, block_bytes, table, scale, high_first, out[o])
+
+
+@parallel_kernel
+def raise_int8(numbers, scales, out):
+    """out float32 [outputs, inputs] = numbers * scales; numbers int8, scales float32 [outputs, 1]."""
+    for o in prange(numbers.shape[0]):
+        scale = scales[o, 0]
+        for i in range(numbers.shape[1]):
+            out[o, i] = np.float32(numbers[o, i]) * scale

@@ -9,7 +9,7 @@ import torch
 
 from engine.model.kernels.activation import SILU
 from engine.model.kernels.decode_kernels import DecodeKernels
-from engine.model.kernels.packed_product import four_bit_rows, int8_rows, raise_four_bit
+from engine.model.kernels.packed_product import four_bit_rows, int8_rows, raise_four_bit, raise_int8
 from engine.model.kernels.routing import combine
 from engine.model.kernels.storage import kernel_view
 from engine.model.kernels.tile_product import TILE_OUTPUTS, expert_rows, multiply_rows
@@ -73,14 +73,15 @@ def _experts_steps(kernels: DecodeKernels, experts: np.ndarray) -> list[Step]:
 
 
 def _packed_steps() -> list[Step]:
-    matrix, pair = np.ones((1, 1), np.float32), np.ones((1, 2), np.float32)
-    table, half_bytes = np.ones(16, np.float32), np.ones((1, 1), np.uint8)
+    one, eight, wide = (np.ones((1, count), np.float32) for count in (1, 8, 16))
+    table, half_bytes, exponent = np.ones(16, np.float32), np.ones((1, 8), np.uint8), np.ones((1, 1), np.uint8)
     return [
-        lambda: int8_rows(np.ones((1, 1), np.int8), matrix, matrix, matrix.copy()),
-        lambda: four_bit_rows(half_bytes, matrix, table, matrix, matrix, matrix.copy()),
-        lambda: four_bit_rows(half_bytes, half_bytes, table, matrix, matrix, matrix.copy()),
-        lambda: raise_four_bit(half_bytes, matrix, table, True, pair.copy()),
-        lambda: raise_four_bit(half_bytes, half_bytes, table, True, pair.copy()),
+        lambda: int8_rows(np.ones((1, 1), np.int8), one, one, one.copy()),
+        lambda: raise_int8(np.ones((1, 1), np.int8), one, one.copy()),
+        lambda: four_bit_rows(half_bytes, one, table, eight, eight, one.copy()),
+        lambda: four_bit_rows(half_bytes, exponent, table, eight, eight, one.copy()),
+        lambda: raise_four_bit(half_bytes, one, table, True, wide.copy()),
+        lambda: raise_four_bit(half_bytes, exponent, table, True, wide.copy()),
     ]
 
 
