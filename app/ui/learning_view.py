@@ -17,7 +17,7 @@ def learning_explanation(limits: LearningLimits) -> str:
     return (
         f"Learning: when nothing was asked for {limits.idle_seconds:.0f} seconds, a process of lowest priority learns "
         "from what is recorded to predict which experts your chats need, on one core, for at most "
-        f"{limits.run_seconds / 60:.0f} minutes of computing at a time, in some 800 MB of memory. It rests "
+        f"{limits.run_seconds / 60:.0f} minutes of computing at a time, in about a gigabyte of memory. It rests "
         "while an answer is written. What it gives stays on this machine, is used only if it predicts chats put aside "
         "better than before, and serves the predictive policy from the next load of the model."
     )
