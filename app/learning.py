@@ -7,50 +7,26 @@ comes of it is taken only where it foretells chats that were put aside better th
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import psutil
 
 from app.learning_child import job
-from app.learning_need import LearningLimits, Need, conversations_missing
-from app.learning_process import LearningProcess
+from app.learning_need import LearningLimits, Need, need_of
+from app.learning_process import Learner, LearningProcess
 from app.learning_run import Run, begin_run
-from app.learnt import Learnt, Lesson, predictor_file, read_learnt, write_learnt
+from app.learnt import Learnt, read_learnt, take
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
 from app.settings import Settings
 from engine.errors import EngineError, InvalidSetting
-from engine.routing.predictor_files import predictor_files
 
 WORKING_TICK_SECONDS, QUIET_TICK_SECONDS = 0.2, 1.0
 CLOSING_SECONDS = 10.0
-
-
-class Process(Protocol):
-    """What is used of a LearningProcess."""
-
-    done: int
-    total: int
-    learnt: dict | None
-    refused: dict[str, str] | None
-    suspended: bool
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def alive(self) -> bool: ...
-    @property
-    def problem(self) -> str: ...
-    def cpu_seconds(self) -> float: ...
-    def suspend(self) -> None: ...
-    def resume(self) -> None: ...
-    def leave(self) -> None: ...
-    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +40,10 @@ class LearningState:
     elsewhere: bool = False
     learnt: Learnt = Learnt()
 
+    def with_problem(self, problem: str) -> LearningState:
+        """The same, with what went wrong just now."""
+        return replace(self, learnt=self.learnt.model_copy(update={"problem": problem}))
+
 
 class Learning:
     """Whether the person wants it, and the run in progress. Any thread may ask."""
@@ -75,7 +55,7 @@ class Learning:
         preferences: Preferences,
         is_busy: Callable[[], bool],
         limits: LearningLimits | None = None,
-        start: Callable[[str, Run], Process] = lambda job, run: LearningProcess(job, run.folder),
+        start: Callable[[str, Run], Learner] = lambda job, run: LearningProcess(job, run.folder),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_busy()`: whether an answer is being written, or the model is not ready."""
@@ -86,7 +66,7 @@ class Learning:
         self._lock = threading.RLock()
         self._busy_at, self._looked_at, self._rests_at = clock(), -math.inf, math.inf
         self._run: Run | None = None
-        self._process: Process | None = None
+        self._process: Learner | None = None
         self._state = LearningState()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="learning", daemon=True)
@@ -126,7 +106,7 @@ class Learning:
     def forget(self) -> int:
         """Deletes what was recorded and what was learnt, ending the run in progress; returns the bytes freed.
 
-        Raises TraceStoreUnavailable, OSError.
+        Raises TraceStoreUnavailable.
         """
         with self._lock:
             self._kill()
@@ -167,48 +147,29 @@ class Learning:
         if recording is None or not self.on:
             self._state = LearningState("not recording")
             return
-        learnt, need = read_learnt(recording.fingerprint), Need()
+        learnt = read_learnt(recording.fingerprint)
         try:
-            need = self._need(recording.fingerprint, learnt)
+            need = need_of(recording.fingerprint, self._records, learnt, self.limits)
             self._state = LearningState("idle" if need.met else "waiting", need=need, learnt=learnt)
         except EngineError as error:
-            learnt = learnt.model_copy(update={"problem": error.cause})
-            self._state = LearningState("waiting", need=Need(tokens=self.limits.new_tokens), learnt=learnt)
-
-    def _need(self, fingerprint: str, learnt: Learnt) -> Need:
-        known = any(file.exists() for file in predictor_files(fingerprint))
-        wanted = self.limits.new_tokens if known or learnt.ended else self.limits.first_tokens
-        all_tokens, new_tokens = self._records.tokens(), self._records.tokens(learnt.mark)
-        elapsed = time.time() - learnt.ended
-        return Need(
-            tokens=max(wanted - sum(new_tokens.values()), 0),
-            conversations=conversations_missing(all_tokens, self.limits.held_out_tokens),
-            seconds=max(self.limits.every_seconds - elapsed, 0.0) if elapsed >= 0 else 0.0,
-            bytes=max(self.limits.free_bytes - psutil.virtual_memory().available, 0),
-        )
+            self._state = LearningState("not recording", learnt=learnt).with_problem(error.cause)
 
     def _begin(self) -> None:
         recording = self._records.recording
         assert recording is not None
-        run = None
         try:
-            run = begin_run(recording.fingerprint, self._records.mark())
+            run = self._run = begin_run(recording.fingerprint, self._records.mark())
             if run is None:
                 self._state = replace(self._state, phase="waiting", elsewhere=True)
                 return
             what = job(recording.path, run.mark, run.candidate, self.limits.training_minutes)
             self._process = self._start_process(what, run)
-            self._run = run.with_child(self._process.pid)
+            run.register_child(self._process.pid)
+            self._state = replace(self._state, phase="learning", share=0.0)
         except (OSError, psutil.Error, EngineError) as error:
-            self._run = run
             self._end(problem=str(error))
-            return
-        if self._run is None:  # forgotten by another program in this moment
-            self._kill()
-            return
-        self._state = replace(self._state, phase="learning", share=0.0)
 
-    def _follow(self, process: Process, idle: bool) -> None:
+    def _follow(self, process: Learner, idle: bool) -> None:
         assert self._run is not None
         if not self._run.is_registered():
             self._kill()
@@ -223,7 +184,7 @@ class Learning:
         else:
             self._rest(process, not idle)
 
-    def _rest(self, process: Process, resting: bool) -> None:
+    def _rest(self, process: Learner, resting: bool) -> None:
         process.suspend() if resting else process.resume()
         self._rests_at = min(self._rests_at, self._clock()) if resting else math.inf
         share = process.done / process.total if process.total else 0.0
@@ -232,33 +193,21 @@ class Learning:
     def _end(self, problem: str | None = None) -> None:
         """Takes what the run gave, if it is better, and writes down how it went."""
         run, process = self._run, self._process
-        learnt = process.learnt if process is not None else None
-        if run is None:
-            self._kill()
-            return
+        learnt = process.learnt if process is not None and problem is None else None
+        if process is not None and problem is None and learnt is None:
+            problem = process.refused["cause"] if process.refused else process.problem
+        self._kill(remove=False)
         try:
-            if process is not None and problem is None and learnt is None:
-                problem = process.refused["cause"] if process.refused else process.problem
-            self._kill(remove=False)
-            if run.is_registered():
-                self._take(run, None if problem else learnt, problem)
+            if run is not None and run.is_registered():
+                take(run, learnt, problem)
         except OSError as error:
-            self._state = replace(self._state, learnt=self._state.learnt.model_copy(update={"problem": str(error)}))
+            problem = str(error)
         finally:
-            run.remove()
+            if run is not None:
+                run.remove()
         self._look()
-
-    def _take(self, run: Run, learnt: dict | None, problem: str | None) -> None:
-        before = read_learnt(run.model)
-        after = before.model_copy(update={"mark": run.mark, "ended": time.time(), "problem": problem})
-        if learnt is not None:
-            lesson = Lesson(ended=after.ended, kept=learnt["recall_after"] > learnt["recall_before"], **learnt)
-            after = after.model_copy(update={"last": lesson, "kept": lesson if lesson.kept else before.kept})
-            if lesson.kept:
-                file = predictor_file(run.model)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(run.candidate, file)
-        write_learnt(run.model, after)
+        if problem is not None:
+            self._state = self._state.with_problem(problem)
 
     def _leave(self) -> None:
         """So that it can be gone on with."""

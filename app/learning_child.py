@@ -38,7 +38,8 @@ def main(text: str) -> None:
     from engine.errors import Cancelled, EngineError
 
     try:
-        _say({"learnt": asdict(learn(left.is_set, _Teller(), **json.loads(text)))})
+        found = learn(left.is_set, _Teller(), **json.loads(text))
+        _say({"learnt": asdict(found) | {"kept": found.better}})
     except EngineError as error:
         _say({"refused": {"cause": error.cause, "remedy": error.remedy}})
     except Cancelled:

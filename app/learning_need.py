@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
+
+from app.learnt import Learnt
+from app.routing_records import RoutingRecords
+from engine.routing.predictor_files import predictor_files
 from engine.routing.training.split import TRAIN_SHARE, VALIDATION_SHARE, part_of
 
 SHARES = {"train": TRAIN_SHARE, "validation": VALIDATION_SHARE, "test": 1 - TRAIN_SHARE - VALIDATION_SHARE}
@@ -47,6 +53,19 @@ class Need:
     @property
     def met(self) -> bool:
         return not (self.tokens or self.conversations or self.seconds or self.bytes)
+
+
+def need_of(model: str, records: RoutingRecords, learnt: Learnt, limits: LearningLimits) -> Need:
+    """What is missing for a run now. `model`: the fingerprint of the recorded one. Raises TraceStoreUnavailable."""
+    has_learnt = learnt.ended or any(file.exists() for file in predictor_files(model))
+    wanted = limits.new_tokens if has_learnt else limits.first_tokens
+    elapsed = time.time() - learnt.ended
+    return Need(
+        tokens=max(wanted - sum(records.tokens(learnt.mark).values()), 0),
+        conversations=conversations_missing(records.tokens(), limits.held_out_tokens),
+        seconds=max(limits.every_seconds - elapsed, 0.0) if elapsed >= 0 else 0.0,
+        bytes=max(limits.free_bytes - psutil.virtual_memory().available, 0),
+    )
 
 
 def conversations_missing(tokens: Mapping[str, int], wanted: int) -> int:

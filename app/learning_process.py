@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -19,11 +19,30 @@ ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUM
 LOG = "log.txt"
 
 
-class LearningProcess:
-    """One process and the thread that listens to it. All but the constructor is idempotent; not thread-safe.
+class Learner(Protocol):
+    """What others use of the process. `learnt` and `refused` are what it said in the end, see `app.learning_child`;
+    `done` of `total` is how far it has come."""
 
-    `learnt` and `refused` are what it said in the end, see `app.learning_child`; `done` of `total` how far it is.
-    """
+    done: int
+    total: int
+    learnt: dict | None
+    refused: dict[str, str] | None
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def problem(self) -> str: ...
+    def cpu_seconds(self) -> float: ...
+    def suspend(self) -> None: ...
+    def resume(self) -> None: ...
+    def leave(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class LearningProcess:
+    """One process and the thread that listens to it. All but the constructor is idempotent; not thread-safe."""
 
     def __init__(self, job: str, folder: Path) -> None:
         """`job` as made by `app.learning_child.job`; what goes wrong is written into `folder`. Raises OSError."""
@@ -117,13 +136,16 @@ class LearningProcess:
         except psutil.Error:
             return [self._process]
 
+    def _take_in(self, said: dict[str, Any]) -> None:
+        self.done, self.total = said.get("done", self.done), said.get("total", self.total)
+        self.learnt, self.refused = said.get("learnt", self.learnt), said.get("refused", self.refused)
+
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with suppress(ValueError):  # a line of which only half was written
                 said = json.loads(line)
-                self.done, self.total = said.get("done", self.done), said.get("total", self.total)
-                self.learnt, self.refused = said.get("learnt"), said.get("refused")
+                self._take_in(said if isinstance(said, dict) else {})
 
 
 def _environment() -> dict[str, str]:

@@ -59,13 +59,10 @@ class Run(BaseModel, frozen=True):
         found = _read(self.folder)
         return found is not None and found.id == self.id
 
-    def with_child(self, pid: int) -> Run | None:
-        """Registers who learns; None when the run was forgotten since."""
-        if not self.is_registered():
-            return None
-        run = self.model_copy(update={"child": Worker.of(pid)})
-        _write(run)
-        return run
+    def register_child(self, pid: int) -> None:
+        """Says who learns, unless somebody has forgotten the run since."""
+        if self.is_registered():
+            _write(self.model_copy(update={"child": Worker.of(pid)}))
 
     def remove(self) -> None:
         """Its folder with all that is in it, unless somebody has forgotten it since."""

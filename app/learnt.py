@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from app.learning_run import Run
 from engine.routing.predictor_files import learnt_dir
 
 
@@ -44,11 +47,27 @@ def predictor_file(fingerprint: str) -> Path:
 
 
 def read_learnt(fingerprint: str) -> Learnt:
-    """An empty one where nothing was learnt, or where the file says nothing that can be understood."""
+    """An empty one where nothing was learnt, or where the file cannot be read."""
     try:
         return Learnt.model_validate_json(_record_file(fingerprint).read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return Learnt()
+
+
+def take(run: Run, learnt: dict[str, Any] | None, problem: str | None) -> None:
+    """Writes down how a run ended: with what it has `learnt`, a Lesson but for the time, or with a `problem`; the
+    predictor that it made takes its place, if it is to be kept. Raises OSError.
+    """
+    before = read_learnt(run.model)
+    after = before.model_copy(update={"mark": run.mark, "ended": time.time(), "problem": problem})
+    if learnt is not None:
+        lesson = Lesson(ended=after.ended, **learnt)
+        after = after.model_copy(update={"last": lesson, "kept": lesson if lesson.kept else before.kept})
+        if lesson.kept:
+            file = predictor_file(run.model)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(run.candidate, file)
+    write_learnt(run.model, after)
 
 
 def write_learnt(fingerprint: str, learnt: Learnt) -> None:

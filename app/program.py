@@ -11,6 +11,7 @@ from app.preferences import Preferences
 from app.routing_records import RoutingRecords
 from app.settings import Settings
 from app.what_if import WhatIfCurve
+from engine.errors import EngineClosed
 from engine.paths import data_dir
 
 
@@ -56,4 +57,7 @@ class Program:
     def _is_busy(self) -> bool:
         """Whether the model is asked something, from here or past the chats, or is not ready."""
         engine = self.host.engine
-        return self.answers.current is not None or engine is None or engine.snapshot().busy
+        try:
+            return self.answers.current is not None or engine is None or engine.snapshot().busy
+        except EngineClosed:  # the program is ending, or changes its model
+            return True

@@ -27,7 +27,8 @@ from tests.routing.synthetic import SHAPE, conversations
 
 MODEL = TracedModel("demo", "model one", SHAPE)
 LIMITS = LearningLimits(new_tokens=200, first_tokens=600, held_out_tokens=24, free_bytes=0)
-BETTER = {"tokens": 100, "conversations": 9, "judged_tokens": 20, "recall_before": 0.7, "recall_after": 0.8}
+AMOUNTS = {"tokens": 100, "conversations": 9, "judged_tokens": 20}
+BETTER = AMOUNTS | {"recall_before": 0.7, "recall_after": 0.8, "kept": True}
 PID = 4_000_000  # of no process
 
 
@@ -246,7 +247,7 @@ def test_what_is_better_is_taken_and_the_next_run_waits(desk):
 
 def test_what_is_no_better_is_discarded_and_said(desk):
     found = desk()
-    begun(found).give(BETTER | {"recall_after": 0.699})
+    begun(found).give(BETTER | {"recall_after": 0.699, "kept": False})
     pass_seconds(found, 1)
     assert not predictor_file("model one").exists() and not list(runs_dir().iterdir())
     assert read_learnt("model one").kept is None
@@ -322,9 +323,11 @@ def test_two_windows_do_not_learn_at_once(desk, monkeypatch):
 
 def test_a_process_left_by_a_program_that_crashed_is_ended(desk):
     left = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
-    run = begin_run("model one", 1).with_child(left.pid)
+    run = begin_run("model one", 1)
     gone = Worker(pid=PID, born=1.0)
-    (run.folder / "run.json").write_text(run.model_copy(update={"owner": gone}).model_dump_json())
+    (run.folder / "run.json").write_text(
+        run.model_copy(update={"owner": gone, "child": Worker.of(left.pid)}).model_dump_json()
+    )
     begin_run("model one", 1)
     left.wait(10)
     forget_runs()
