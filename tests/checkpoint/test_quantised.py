@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -176,6 +177,15 @@ def test_a_folder_that_cannot_be_written(checkpoint, home):
     (home / "home").write_text("a file in the way")
     with pytest.raises(BuildFailed, match="cannot be written"):
         ensure_quantised(plan(checkpoint))
+
+
+def test_a_library_that_does_not_start(checkpoint, packed, monkeypatch):
+    first = ensure_quantised(plan(checkpoint, "int8")).folder
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BuildFailed, match="bitsandbytes does not start"):
+        ensure_quantised(plan(checkpoint))
+    assert names() == [first.name]
+    assert ensure_quantised(plan(checkpoint, "int8")).folder == first  # what is made needs no library
 
 
 def test_copies_are_listed_and_deleted(checkpoint):

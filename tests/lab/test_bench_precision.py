@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from app.bench_tables import show_precision
 from engine.checkpoint.builtin import builtin_path
 from engine.checkpoint.dense_model import open_checkpoint
 from engine.checkpoint.quantised import ensure_quantised, plan_quantised, quality
@@ -62,6 +63,13 @@ def test_bytes_and_speeds_are_reported_with_their_ratios(report):
     assert report["ratios"]["expert_bytes_nf4_over_native"] == nf4["expert_bytes"] / native["expert_bytes"]
     assert report["ratios"].keys() >= {"decode_int8_over_native", "perplexity_nf4_over_native_documentation"}
     assert json.loads(json.dumps(report))["counted_tokens"] == {"documentation": 59}
+
+
+def test_the_report_for_people_has_a_line_for_each_precision(report, capsys):
+    show_precision(report)
+    words = capsys.readouterr().out
+    assert all(name in words for name in ("native", "int8", "nf4", "decode_nf4_over_native"))
+    show_precision({**report, "runs": [{k: v for k, v in report["runs"][0].items() if k not in ("slots", "hit_rate")}]})
 
 
 def test_the_plan_tells_what_was_measured(report):

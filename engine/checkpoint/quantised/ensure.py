@@ -66,11 +66,22 @@ def ensure_quantised(index: QuantisedIndex, on_progress: Progress | None = None)
     lock = _locked(index.folder.parent, report)
     try:
         if read_manifest(index.folder) is None:
+            _require_library(index.precision)
             _remove_replaced(index)
             _build(index, report)
     finally:
         lock.release()
     return index
+
+
+def _require_library(precision: str) -> None:
+    try:
+        import bitsandbytes  # noqa: F401 - formats.py uses it, expert by expert
+    except (ImportError, OSError, RuntimeError) as error:  # its native part may not fit this machine
+        raise BuildFailed(
+            f"Experts cannot be made {precision} here: the library bitsandbytes does not start ({error}).",
+            "Install the requirements again, or use the precision native.",
+        ) from error
 
 
 def _locked(folder: Path, report: Progress) -> FileLock:
