@@ -43,16 +43,18 @@ class LearningLimits:
 
 @dataclass(frozen=True)
 class Need:
-    """What is missing: tokens, about how many conversations, seconds until the next run may begin, bytes of memory."""
+    """What is missing: tokens, about how many conversations, seconds until the next run may begin, bytes of memory, and
+    whether mains power."""
 
     tokens: int = 0
     conversations: int = 0
     seconds: float = 0.0
     bytes: int = 0
+    plug: bool = False
 
     @property
     def met(self) -> bool:
-        return not (self.tokens or self.conversations or self.seconds or self.bytes)
+        return not (self.tokens or self.conversations or self.seconds or self.bytes or self.plug)
 
 
 def need_of(model: str, records: RoutingRecords, learnt: Learnt, limits: LearningLimits) -> Need:
@@ -65,7 +67,14 @@ def need_of(model: str, records: RoutingRecords, learnt: Learnt, limits: Learnin
         conversations=conversations_missing(records.tokens(), limits.held_out_tokens),
         seconds=max(limits.every_seconds - elapsed, 0.0) if elapsed >= 0 else 0.0,
         bytes=max(limits.free_bytes - psutil.virtual_memory().available, 0),
+        plug=on_battery(),
     )
+
+
+def on_battery() -> bool:
+    """Whether the machine runs on it; False where nobody can tell."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return battery is not None and battery.power_plugged is False
 
 
 def conversations_missing(tokens: Mapping[str, int], wanted: int) -> int:

@@ -58,7 +58,9 @@ def _missing(need: Need) -> str:
     if need.seconds:
         hours = math.ceil(need.seconds / 3600)
         return "less than an hour to pass" if hours <= 1 else f"some {hours} hours to pass"
-    return f"{need.bytes / 1e9:.1f} GB more free memory"
+    if need.bytes:
+        return f"{need.bytes / 1e9:.1f} GB more free memory"
+    return "mains power: the battery is for your own work"
 
 
 def _so_far(learnt: Learnt) -> list[str]:

@@ -71,6 +71,7 @@ class ScriptedProcess:
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("EXPERTFLOW_HOME", str(tmp_path))
+    monkeypatch.setattr("psutil.sensors_battery", lambda: None, raising=False)  # whatever this machine runs on
     return tmp_path
 
 
@@ -227,6 +228,17 @@ def test_it_waits_for_free_memory(desk):
     found = desk(limits=LearningLimits(new_tokens=1, held_out_tokens=1, free_bytes=1 << 60))
     pass_seconds(found, 100)
     assert not found.processes and "more free memory" in found.words()
+
+
+def test_it_waits_while_the_machine_runs_on_its_battery(desk, monkeypatch):
+    battery = SimpleNamespace(power_plugged=False)
+    monkeypatch.setattr("psutil.sensors_battery", lambda: battery, raising=False)
+    found = desk()
+    pass_seconds(found, 100)
+    assert not found.processes and "waits for mains power" in found.words()
+    battery.power_plugged = True
+    pass_seconds(found, 100)
+    assert len(found.processes) == 1
 
 
 def test_what_is_better_is_taken_and_the_next_run_waits(desk):
