@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from app.settings import Settings
 from app.terminal_progress import Progress
 from engine.errors import EngineError
-from engine.hardware.memory_plan import MemoryPlan, format_bytes, make_plan
+from engine.hardware.memory_plan import MemoryPlan, format_bytes
 
 if TYPE_CHECKING:
     from engine.checkpoint.estimate import ModelEstimate
@@ -100,15 +100,17 @@ def make_offer(name: str, settings: Settings, on_progress: Progress, held_bytes:
 
     Raises what keeps the model from being run at all, on any machine: the errors of `estimate`.
     """
+    from engine.card_emulation import plan_memory
     from engine.checkpoint.estimate import estimate
-    from engine.hardware.available_memory import available_ram_bytes
-    from engine.loading import context_for
+    from engine.loading import context_for, require_supported
 
     found = estimate(name, on_progress)
     context_length = None
     try:
+        require_supported(settings.device, settings.precision)
+        found = found.at_precision(settings.precision)
         context_length = context_for(found.config, settings.context_length)
-        plan = make_plan(found.footprint(context_length), settings.budget, available_ram_bytes() + held_bytes)
+        plan = plan_memory(found.footprint(context_length), settings.budget, settings.link, held_bytes)
     except EngineError as error:
         return ModelOffer(found, context_length, None, error)
     return ModelOffer(found, context_length, plan, None)

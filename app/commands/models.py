@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.options import Budget, ContextLength
+from app.commands.options import Budget, ContextLength, Precision
 from app.terminal import FAILED, AsJson, command, present
 from app.terminal_progress import Progress
 
@@ -49,12 +49,18 @@ def delete(
 
 @models.command()
 @command
-def show(name: str, budget: Budget = None, context_length: ContextLength = None, as_json: AsJson = False) -> None:
+def show(
+    name: str,
+    budget: Budget = None,
+    context_length: ContextLength = None,
+    precision: Precision = None,
+    as_json: AsJson = False,
+) -> None:
     """What a model is and whether it will fit here, from its config and headers alone; before any download."""
     from app.model_offer import make_offer
     from app.settings import load_settings
 
-    settings = load_settings({"budget": budget, "context_length": context_length})
+    settings = load_settings({"budget": budget, "context_length": context_length, "precision": precision})
     offer = present(lambda on_progress: make_offer(name, settings, on_progress), _show_offer, as_json, _offer_to_json)
     if offer.error is not None:
         raise typer.Exit(FAILED)

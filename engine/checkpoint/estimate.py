@@ -6,7 +6,7 @@ The same skeleton, index and footprint that loading uses; only the headers may c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -19,9 +19,11 @@ from engine.checkpoint.hub.files import fetch_small
 from engine.checkpoint.hub.remote_headers import read_remote_headers, read_weight_map
 from engine.checkpoint.hub.repository import Repository, look_up
 from engine.checkpoint.model_card import CARD_NAME
+from engine.checkpoint.quantised import PRECISIONS, QuantisedIndex, quantised_dir
+from engine.checkpoint.quantised.layout import lay_out_packed
 from engine.checkpoint.safetensors_header import CheckpointTensors, read_checkpoint_headers
 from engine.checkpoint.skeleton import CONFIG_NAME, Skeleton, build_skeleton
-from engine.errors import EngineError, HubUnreachable, ModelNotFound
+from engine.errors import EngineError, HubUnreachable, InvalidSetting, ModelNotFound
 from engine.hardware.memory_plan import Footprint
 from engine.model.footprint import footprint
 
@@ -38,12 +40,16 @@ class ModelEstimate:
 
     name: str
     folder: Path
-    config: PretrainedConfig
+    skeleton: Skeleton
     index: ExpertIndex
     total_parameters: int
     active_parameters: int
     from_headers: bool
     download: DownloadPlan | None = None
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.skeleton.model.config
 
     @property
     def architecture(self) -> str:
@@ -53,6 +59,24 @@ class ModelEstimate:
     def is_here(self) -> bool:
         """Whether it can be loaded without fetching anything."""
         return self.from_headers and (self.download is None or self.download.is_complete)
+
+    def at_precision(self, precision: str) -> ModelEstimate:
+        """The same with experts in "int8" or "nf4"; "auto" and "native" are the checkpoint's own numbers.
+
+        Raises InvalidSetting for a checkpoint whose experts are in few bits already.
+        """
+        if precision not in PRECISIONS:
+            return self
+        if self.index.is_packed:
+            raise InvalidSetting(
+                f"The experts of {self.name} are stored in few bits already; {precision} would only lose more.",
+                "Use the precision native.",
+            )
+        layers = tuple(
+            lay_out_packed(self.index.params(layer), precision, experts.module)
+            for layer, experts in enumerate(self.skeleton.experts)
+        )
+        return replace(self, index=QuantisedIndex(self.index, layers, precision, self.folder, quantised_dir()))
 
     def footprint(self, context_length: int) -> Footprint:
         """For `make_plan`, as loading would reckon it."""
@@ -124,8 +148,7 @@ def _estimate(
     else:
         index = ExpertIndex(skeleton, headers)
     total, active = _parameters(skeleton)
-    config = skeleton.model.config
-    return ModelEstimate(name, folder, config, index, total, active, headers is not None, download)
+    return ModelEstimate(name, folder, skeleton, index, total, active, headers is not None, download)
 
 
 def _parameters(skeleton: Skeleton) -> tuple[int, int]:

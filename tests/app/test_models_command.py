@@ -66,6 +66,12 @@ def test_the_same_in_json_with_the_plan():
     assert shown["error"] is None
 
 
+def test_fewer_bits_fewer_bytes():
+    native, packed = run_json("show", NAME), run_json("show", NAME, "--precision", "nf4")
+    assert packed["plan"]["slot_bytes"] <= native["plan"]["slot_bytes"]
+    assert "no precision called" in run_json("show", NAME, "--precision", "int3", code=2)["error"]["cause"]
+
+
 def test_a_budget_that_cannot_do_is_told_with_the_one_that_would():
     shown = run_json("show", NAME, "--budget", "1MiB", code=2)
     assert "too small" in shown["error"]["cause"]

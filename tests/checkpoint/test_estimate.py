@@ -13,7 +13,14 @@ from engine.checkpoint.estimate import estimate_config, estimate_folder, estimat
 from engine.checkpoint.hub.repository import look_up
 from engine.errors import CheckpointCorrupt, ModelNotFound, NotAMoeModel, UnsupportedModel
 from engine.hardware.memory_plan import GIB, make_plan
-from tests.checkpoint.real_models import GPT_OSS_20B, GPT_OSS_20B_QUANTISATION, QWEN3_30B_A3B, REAL_MODELS, RealModel
+from tests.checkpoint.real_models import (
+    GPT_OSS_20B,
+    GPT_OSS_20B_QUANTISATION,
+    OLMOE_1B_7B,
+    QWEN3_30B_A3B,
+    REAL_MODELS,
+    RealModel,
+)
 from tests.fake_hub import HubFile, HubRepository
 from tests.tiny_models import tiny_checkpoint
 
@@ -68,6 +75,16 @@ def test_memory_is_reckoned_with_all_parameters_not_with_the_active_ones(hub):
     assert needs.experts_total * needs.slot_bytes + needs.dense_bytes > 60e9
     assert 3.2e9 < found.active_parameters < 3.5e9  # "A3B"
     assert make_plan(needs, "auto", 24 * GIB).expert_share < 0.4
+
+
+@pytest.mark.parametrize(("precision", "shares"), [("int8", (0.5, 0.55)), ("nf4", (0.25, 0.30))])
+def test_what_fewer_bits_would_need_is_known_too(hub, precision, shares):
+    serve_hollow(hub, OLMOE_1B_7B)
+    native = estimate_repository(look_up(OLMOE_1B_7B.name))
+    packed = native.at_precision(precision)
+    assert shares[0] < packed.footprint(2048).slot_bytes / native.footprint(2048).slot_bytes < shares[1]
+    assert packed.footprint(2048).dense_bytes == native.footprint(2048).dense_bytes
+    assert native.at_precision("auto") is native
 
 
 @pytest.mark.parametrize("sharded", [False, True])
