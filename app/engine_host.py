@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -54,10 +55,12 @@ class EngineHost:
         options: Mapping[str, Any],
         load: Loader | None = None,
         on_ready: Callable[[Engine], None] = lambda engine: None,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_ready(engine)` is told in the loading thread, before anybody else can use the engine."""
+        """`on_ready(engine)` is told in the loading thread, before anybody else can use the engine; `on_closed()` when
+        an engine was closed to make room for another, and must let go of it."""
         self.options = dict(options)
-        self._on_ready = on_ready
+        self._on_ready, self._on_closed = on_ready, on_closed
         self._load = load or _load_engine
         self._engine: Engine | None = None
         self._state = LoadState(FIRST_STAGE)
@@ -66,6 +69,7 @@ class EngineHost:
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._leaving: Engine | None = None  # the engine that another one takes the place of
         self._started_at = time.monotonic()
 
     @property
@@ -86,14 +90,37 @@ class EngineHost:
     def start(self, **changed_options: Any) -> None:
         """Loads in a thread of its own. After a failure it may be called again, with other options."""
         with self._lock:
-            if self._engine is not None or self._closed or (self._thread and self._thread.is_alive()):
-                return
-            self.options.update(changed_options)
-            self._finished.clear()
-            self._started_at = time.monotonic()
-            self._state, self._plan = LoadState(FIRST_STAGE), None
-            self._thread = threading.Thread(target=self._run, name="engine-loader", daemon=True)
-            self._thread.start()
+            if self._engine is None:
+                self._start(changed_options)
+
+    def switch(self, on_loaded: Callable[[], None] = lambda: None, **changed_options: Any) -> bool:
+        """Closes the engine, if there is one, and loads anew with other options, in a thread of its own.
+
+        `on_loaded()` is told there once the new engine is ready. False, and nothing happens, while one is loading.
+        """
+        with self._lock:
+            old, self._engine = self._engine, None
+            started = self._start(changed_options, old, on_loaded)
+            if not started:
+                self._engine = old
+        return started
+
+    def _start(
+        self,
+        changed_options: Mapping[str, Any],
+        old: Engine | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
+    ) -> bool:
+        if self._closed or (self._thread and self._thread.is_alive()):
+            return False
+        self.options.update(changed_options)
+        self._finished.clear()
+        self._started_at = time.monotonic()
+        self._state, self._plan = LoadState(FIRST_STAGE), None
+        self._leaving = old
+        self._thread = threading.Thread(target=self._run, args=(on_loaded,), name="engine-loader", daemon=True)
+        self._thread.start()
+        return True
 
     def wait(self, timeout: float | None = None) -> Engine | None:
         """The engine, or None if it is not ready after `timeout` seconds. Raises what loading raised."""
@@ -111,8 +138,9 @@ class EngineHost:
         if engine is not None:
             engine.close()
 
-    def _run(self) -> None:
+    def _run(self, on_loaded: Callable[[], None]) -> None:
         try:
+            self._close_leaving()
             engine = self._load(**self.options, on_progress=self._on_progress, on_plan=self._on_plan)
             self._on_ready(engine)
         except EngineError as error:
@@ -122,6 +150,18 @@ class EngineHost:
             self._fail(_unforeseen(error))
         else:
             self._keep(engine)
+            on_loaded()
+
+    def _close_leaving(self) -> None:
+        """The old engine's memory is free before the new one plans its own."""
+        leaving, self._leaving = self._leaving, None
+        if leaving is None:
+            return
+        self._on_progress("Closing the model before", 0, 0)
+        leaving.close()
+        self._on_closed()
+        del leaving
+        gc.collect()  # modules refer to each other in circles
 
     def _keep(self, engine: Engine) -> None:
         with self._lock:

@@ -24,6 +24,10 @@ class Preferences:
     def set_budget(self, budget: str) -> None:
         self._save({"budget": budget})
 
+    def set_model(self, model: str, budget: str) -> None:
+        """A budget belongs to a model, so they change together."""
+        self._save({"model": model, "budget": budget})
+
     def set_record_routing(self, on: bool) -> None:
         self._save({"record_routing": on})
 

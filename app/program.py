@@ -6,6 +6,7 @@ from app.answers import Answers
 from app.chats import ChatStore
 from app.engine_host import EngineHost, Loader
 from app.learning import Learning
+from app.model_desk import ModelDesk
 from app.panel_history import PanelHistory
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
@@ -22,9 +23,10 @@ class Program:
         self.settings = settings
         self.preferences = Preferences(settings)
         self.routing = RoutingRecords(settings, self.preferences)
-        self.host = EngineHost(settings.engine_options(), load, self.routing.attach)
+        self.host = EngineHost(settings.engine_options(), load, self.routing.attach, self.routing.close)
         self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
         self.answers = Answers(self.host, self.store)
+        self.desk = ModelDesk(settings, self.host, self.answers, self.preferences)
         self.history = PanelHistory(self.host)
         self.learning = Learning(self.routing, settings, self.preferences, self._is_busy)
         self.what_if = WhatIfCurve()
@@ -38,6 +40,7 @@ class Program:
     def close(self) -> None:
         """Saves the answer in progress and gives everything back."""
         self.learning.close()
+        self.desk.close()
         self.answers.close()
         self.history.close()
         self.host.close()
@@ -47,7 +50,7 @@ class Program:
     @property
     def model_name(self) -> str:
         engine = self.host.engine
-        return engine.model_name if engine else str(self.settings.model)
+        return engine.model_name if engine else str(self.host.options.get("model", self.settings.model))
 
     @property
     def warnings(self) -> list[str]:

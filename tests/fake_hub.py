@@ -78,6 +78,7 @@ class FakeHub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *who: None  # a client that left in the middle is what is tested
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="fake-hub", daemon=True)
         self._thread.start()
         return self

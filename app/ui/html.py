@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from app.engine_host import LoadState
+from app.model_desk import DownloadState
 from app.ui.plan_view import Plan, budget_words, bytes_in_words, invitation, total_words
 from engine.errors import EngineError
 
@@ -47,6 +48,39 @@ def _progress_words(done: int, total: int) -> str:
     if total >= 1_000_000:
         return f"{bytes_in_words(done)} of {bytes_in_words(total)}"
     return f"{done:,} of {total:,}"
+
+
+def download_notice(state: DownloadState | None) -> str:
+    """How far the download is, or how it ended."""
+    if state is None:
+        return ""
+    if state.error:
+        return error_notice(state.error)
+    if state.cancelled:
+        arrived = f"{bytes_in_words(state.done)} of {bytes_in_words(state.total)} are kept for the next time."
+        return notice("info", f"The download of {state.name} was stopped.", arrived)
+    if state.complete:
+        return notice("info", f"{state.name} is on this machine.", "Its content was checked.")
+    return (
+        f'<div class="notice notice-info" role="status"><strong>Downloading {escape(state.name)}</strong>'
+        f'<span class="notice-words">{bytes_in_words(state.done)} of {bytes_in_words(state.total)} '
+        f'<progress max="1000" value="{1000 * state.done // max(state.total, 1)}"></progress></span></div>'
+    )
+
+
+def model_offer(
+    name: str, facts: Sequence[tuple[str, str]], sentences: Sequence[str], refused: bool, loaded: bool
+) -> str:
+    """What a model is, and what it would need here: one sentence a decision."""
+    rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(words)}</dd>" for label, words in facts)
+    kind = ' class="budget-warning"' if refused else ""
+    items = "".join(f"<li{kind}>{escape(text)}</li>" for text in sentences)
+    state = '<p class="quiet">This model is loaded.</p>' if loaded else ""
+    return f'<div class="offer"><b>{escape(name)}</b>{state}<dl>{rows}</dl><ul>{items}</ul></div>'
+
+
+def quiet(words: str) -> str:
+    return f'<p class="quiet">{escape(words)}</p>'
 
 
 def header(model_name: str, details: str, pill: str, pill_kind: str) -> str:

@@ -68,6 +68,20 @@ class BudgetParts:
 
 
 @dataclass
+class ModelParts:
+    chosen: gr.State
+    accordion: gr.Accordion
+    local: gr.Dropdown
+    name: gr.Textbox
+    look: gr.Button
+    offer: gr.HTML
+    download: gr.Button
+    cancel: gr.Button
+    load: gr.Button
+    go_back: gr.Button
+
+
+@dataclass
 class CardParts:
     accordion: gr.Accordion
     text: gr.Markdown
@@ -89,6 +103,7 @@ class Parts:
     sampling: SamplingControls
     records: RecordParts
     budget: BudgetParts
+    models: ModelParts
     card: CardParts
     panels: gr.HTML
     timer: gr.Timer
@@ -107,7 +122,7 @@ def build_layout(model_name: str) -> Parts:
             sampling = _sampling_controls()
             records = _record_parts()
         with gr.Column(elem_id="talk", min_width=0):
-            chat, load_again = _chat_parts(new_chat, chat_list)
+            chat, load_again, go_back = _chat_parts(new_chat, chat_list)
         with gr.Column(elem_id="side", min_width=0):
             budget = _budget_parts(load_again)
             panels = gr.HTML(
@@ -119,12 +134,13 @@ def build_layout(model_name: str) -> Parts:
             )
             with gr.Accordion("Why the memory is divided like this", open=False, elem_id="why"):
                 gr.HTML('<p class="quiet">The reasons appear when the model is loaded.</p>', elem_id="reasons")
+            models = _model_parts(go_back)
             with gr.Accordion("About the model", open=False, elem_id="about") as about:
                 card = CardParts(about, gr.Markdown("", elem_id="model-card", show_label=False))
-    return Parts(chat, sampling, records, budget, card, panels, gr.Timer(1.0))
+    return Parts(chat, sampling, records, budget, models, card, panels, gr.Timer(1.0))
 
 
-def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button]:
+def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button, gr.Button]:
     stamp = gr.Textbox("", visible="hidden", elem_id="stamp", label="stamp")
     with gr.Column(elem_id="scroll"):
         earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
@@ -155,6 +171,7 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr
             drop_oldest = gr.Button("Drop the oldest turns and answer", visible=False, size="sm", elem_id="drop")
             fresh_chat = gr.Button("Start a new chat", visible=False, size="sm", elem_id="fresh")
             load_again = gr.Button("Try again", visible=False, size="sm", elem_id="load-again")
+            go_back = gr.Button("Back", visible=False, size="sm", elem_id="go-back")
         with gr.Row(elem_id="composer", equal_height=False):
             message = gr.Textbox(
                 placeholder="Write a message",
@@ -174,7 +191,7 @@ def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr
         stamp, new_chat, chat_list, earlier, chatbot, live, facts, notice,
         again, drop_oldest, fresh_chat, message, send, stop,
     )  # fmt: skip
-    return chat, load_again
+    return chat, load_again, go_back
 
 
 def _budget_parts(load_again: gr.Button) -> BudgetParts:
@@ -198,6 +215,27 @@ def _budget_parts(load_again: gr.Button) -> BudgetParts:
         marks = gr.HTML("", elem_id="marks")
         label = gr.HTML(html.budget_waiting(), elem_id="budget-words")
     return BudgetParts(stamp, load_again, slider, auto, marks, label)
+
+
+def _model_parts(go_back: gr.Button) -> ModelParts:
+    with gr.Accordion("Choose another model", open=False, elem_id="models") as accordion:
+        local = gr.Dropdown([], label="On this machine", elem_id="local-models", interactive=True)
+        with gr.Row(elem_id="hub-row", equal_height=True):
+            name = gr.Textbox(
+                label="From Hugging Face, or a folder",
+                placeholder="organisation/model",
+                max_lines=1,
+                elem_id="model-name",
+                scale=1,
+            )
+            look = gr.Button("Look", size="sm", elem_id="look", scale=0, min_width=64)
+        offer = gr.HTML("", elem_id="offer")
+        gr.HTML("", elem_id="download-notice")
+        with gr.Row(elem_id="model-ways"):
+            download = gr.Button("Download", visible=False, size="sm", elem_id="download")
+            cancel = gr.Button("Cancel the download", visible=False, size="sm", elem_id="cancel-download")
+            load = gr.Button("Load", visible=False, size="sm", elem_id="load-model")
+    return ModelParts(gr.State(""), accordion, local, name, look, offer, download, cancel, load, go_back)
 
 
 def _sampling_controls() -> SamplingControls:

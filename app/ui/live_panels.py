@@ -2,7 +2,7 @@
 
 Few outputs on purpose: Gradio rebuilds each output component of each update, also of one that is skipped, and that
 time is taken from the model. So everything that moves is one JSON that the page's script draws, and two stamps
-tell the page when its chat or its slider have to be shown anew.
+tell the page when its chat, or its slider and its choice of models, have to be shown anew.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class LivePanels:
             event(self.tick, p.chat.stamp, outputs, queue=False, show_progress="hidden")
 
     def tick(self, shown_stamp: str, request: gr.Request) -> tuple[Any, Any, Any]:
-        """What changed of: everything that moves, the chat of this page, the slider."""
+        """What changed of: everything that moves, the chat of this page, the slider or the choice of models."""
         tab = self._tabs[request.session_hash]
         panels = json.dumps(self.reading(), separators=(",", ":"))
-        budget = self._budget.stamp()
+        budget = f"{self._budget.stamp()} {self._program.desk.stamp}"
         chat = shown_stamp
         if shown_stamp and tab.shows(chat_of(shown_stamp)):
             chat = self._program.answers.stamp(chat_of(shown_stamp))
@@ -60,12 +60,13 @@ class LivePanels:
         program = self._program
         state, engine = program.host.state, program.host.engine
         warnings = "".join(html.notice("warning", text) for text in program.warnings)
+        download = html.download_notice(program.desk.download)
         if engine is None:
             pill, kind = ("Failed", "error") if state.error else (state.words, "wait")
             budget = f"budget {program.host.options.get('budget', 'auto')}"
             header = html.header(program.model_name, budget, pill, kind)
             words = {"header": header, "load-notice": html.load_notice(state), "warnings": warnings}
-            return {"words": words} | self._planned()
+            return {"words": words | {"download-notice": download}} | self._planned()
         snapshot = engine.snapshot()
         memory = _memory_of(snapshot, engine.device)
         return {
@@ -74,6 +75,7 @@ class LivePanels:
                 "load-notice": "",
                 "warnings": warnings,
                 "learning-state": learning_words(program.learning),
+                "download-notice": download,
                 "reasons": html.reasons(snapshot.plan, (snapshot.fast_path, *snapshot.notes)),
             },
             "panels": panel_data(snapshot, program.history.samples(), memory)

@@ -10,6 +10,7 @@ from app.ui.budget import Budget
 from app.ui.chat import ChatEvents
 from app.ui.layout import build_layout
 from app.ui.live_panels import LivePanels
+from app.ui.model_picker import ModelPicker
 from app.ui.tabs import Tabs
 
 TITLE = "ExpertFlow Desktop"
@@ -24,6 +25,7 @@ def build_page(program: Program) -> gr.Blocks:
         answer_settings.wire(demo, parts.sampling, program.preferences)
         routing_records.wire(demo, parts.records, program)
         model_card.wire(parts.card, program)
+        ModelPicker(program, parts.models, tabs).wire(parts.budget.stamp)
         budget = Budget(program, parts.budget)
         budget.wire()
         LivePanels(program, parts, budget, tabs).wire(demo)

@@ -36,6 +36,24 @@ def make_program(module_home):
         program.close()
 
 
+@pytest.fixture
+def serve(make_program):
+    """Serves a program on an engine (or a loader of one)."""
+    from tests.app.browsing import ServedProgram
+
+    served = []
+
+    def start(engine):
+        load = engine if callable(engine) else lambda on_progress, **options: engine
+        served.append(ServedProgram(make_program(load)))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.program.answers.close()
+        one.close()
+
+
 @pytest.fixture(scope="session")
 def browser(chromium_path):
     from playwright.sync_api import sync_playwright

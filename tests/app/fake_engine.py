@@ -237,6 +237,7 @@ class FakeEngine:
             (1 / self.token_seconds if self.token_seconds else 500.0) if self._stats.tokens else None,
             self._state.copy(),
             self._counts.copy(),
+            model_name=self.model_name,
         )
 
     def close(self) -> None:

@@ -9,28 +9,11 @@ from playwright.sync_api import expect
 
 from engine.errors import BudgetTooSmall
 from engine.snapshot import ForesightSnapshot
-from tests.app.browsing import ServedProgram
 from tests.app.fake_engine import LAYERS, FakeEngine, FakePlan
 
 pytestmark = pytest.mark.browser
 
 SHORT = ["The ", "answer ", "is ", "**42**", "."]
-
-
-@pytest.fixture
-def serve(make_program):
-    """Serves a program on an engine (or a loader of one)."""
-    served = []
-
-    def start(engine):
-        load = engine if callable(engine) else lambda on_progress, **options: engine
-        served.append(ServedProgram(make_program(load)))
-        return served[-1]
-
-    yield start
-    for one in served:
-        one.program.answers.close()
-        one.close()
 
 
 @pytest.fixture
