@@ -155,4 +155,6 @@ def _held_bytes(engine: Engine | None) -> int:
     if engine is None:
         return 0
     snapshot = engine.snapshot()
+    if not str(engine.device).startswith("cpu"):  # a card's memory is taken whole, used or not
+        return snapshot.plan.near_bytes_total - snapshot.plan.near_bytes_workspace
     return snapshot.plan.near_bytes_dense + int((snapshot.residency > 0).sum()) * snapshot.plan.slot_bytes

@@ -100,17 +100,18 @@ def make_offer(name: str, settings: Settings, on_progress: Progress, held_bytes:
 
     Raises what keeps the model from being run at all, on any machine: the errors of `estimate`.
     """
-    from engine.card_emulation import plan_memory
     from engine.checkpoint.estimate import estimate
     from engine.loading import context_for, require_supported
+    from engine.placement import place
 
-    found = estimate(name, on_progress)
+    placement = place(settings.device, settings.link)
+    found = estimate(name, on_progress, placement.card is not None)
     context_length = None
     try:
-        require_supported(settings.device, settings.precision)
+        require_supported(settings.precision)
         found = found.at_precision(settings.precision)
         context_length = context_for(found.config, settings.context_length)
-        plan = plan_memory(found.footprint(context_length), settings.budget, settings.link, held_bytes)
+        plan = placement.plan(found.footprint(context_length), settings.budget, settings.link, held_bytes)
     except EngineError as error:
         return ModelOffer(found, context_length, None, error)
     return ModelOffer(found, context_length, plan, None)

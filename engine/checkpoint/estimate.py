@@ -79,13 +79,14 @@ class ModelEstimate:
         return replace(self, index=QuantisedIndex(self.index, layers, precision, self.folder, quantised_dir()))
 
     def footprint(self, context_length: int) -> Footprint:
-        """For `make_plan`, as loading would reckon it."""
-        return footprint(self.config, self.index, context_length)
+        """For the memory plan, as loading would reckon it."""
+        return footprint(self.config, self.index, context_length, self.skeleton.own_dtype)
 
 
-def estimate(name_or_path: str, on_progress: Progress | None = None) -> ModelEstimate:
+def estimate(name_or_path: str, on_progress: Progress | None = None, own_dtype: bool = False) -> ModelEstimate:
     """Of a model on this machine ("demo", a name in `models`, a folder), or else of "org/name" on the hub.
 
+    With `own_dtype` it would compute in the dtype its config names, as on a card, else in float32.
     Where the hub cannot be reached, a config that is here already has to do. Raises what `estimate_folder` and
     `estimate_repository` raise, ModelNotFound for a built-in model that is yet to be built.
     """
@@ -94,28 +95,30 @@ def estimate(name_or_path: str, on_progress: Progress | None = None) -> ModelEst
     except ModelNotFound:
         if not is_repository_name(name_or_path):
             raise
-        return _estimate_from_hub(name_or_path, on_progress)
+        return _estimate_from_hub(name_or_path, on_progress, own_dtype)
     if folder is None:
         raise ModelNotFound("The built-in model is not built yet.", "The first start builds it; nothing is downloaded.")
-    return estimate_folder(name_or_path, folder)
+    return estimate_folder(name_or_path, folder, own_dtype)
 
 
-def _estimate_from_hub(name: str, on_progress: Progress | None) -> ModelEstimate:
+def _estimate_from_hub(name: str, on_progress: Progress | None, own_dtype: bool) -> ModelEstimate:
     try:
-        return estimate_repository(look_up(name), on_progress)
+        return estimate_repository(look_up(name), on_progress, own_dtype)
     except HubUnreachable:
         folder = cached_config(name)
         if folder is None:
             raise
-        return estimate_config(name, folder)
+        return estimate_config(name, folder, own_dtype)
 
 
-def estimate_folder(name: str, folder: Path) -> ModelEstimate:
+def estimate_folder(name: str, folder: Path, own_dtype: bool = False) -> ModelEstimate:
     """Of a checkpoint on this machine. Raises the typed errors of `build_skeleton` and `read_checkpoint_headers`."""
-    return _estimate(name, build_skeleton(folder), read_checkpoint_headers(folder), folder)
+    return _estimate(name, build_skeleton(folder, own_dtype=own_dtype), read_checkpoint_headers(folder), folder)
 
 
-def estimate_repository(repository: Repository, on_progress: Progress | None = None) -> ModelEstimate:
+def estimate_repository(
+    repository: Repository, on_progress: Progress | None = None, own_dtype: bool = False
+) -> ModelEstimate:
     """Of a model on the hub, of which only config, index and headers are fetched.
 
     Raises what `estimate_folder` raises (so an architecture that cannot be run is told before the download), and
@@ -126,7 +129,7 @@ def estimate_repository(repository: Repository, on_progress: Progress | None = N
     if CARD_NAME in repository.files:
         fetch_small(repository, repository.files[CARD_NAME])
     try:
-        skeleton = build_skeleton(folder)
+        skeleton = build_skeleton(folder, own_dtype=own_dtype)
         headers = read_remote_headers(repository, read_weight_map(repository), on_progress)
         return _estimate(repository.name, skeleton, headers, folder, plan_download(repository))
     except EngineError as error:
@@ -135,9 +138,9 @@ def estimate_repository(repository: Repository, on_progress: Progress | None = N
         raise
 
 
-def estimate_config(name: str, folder: Path) -> ModelEstimate:
-    """Of a config alone: right to about a percent for weights stored in the config's dtype."""
-    return _estimate(name, build_skeleton(folder), None, folder)
+def estimate_config(name: str, folder: Path, own_dtype: bool = False) -> ModelEstimate:
+    """Of a config alone: right to about a percent for weights stored in the config's dtype or as mxfp4."""
+    return _estimate(name, build_skeleton(folder, own_dtype=own_dtype), None, folder)
 
 
 def _estimate(
@@ -147,16 +150,17 @@ def _estimate(
         index = ExpertIndex(skeleton, *imagine_headers(skeleton, folder))
     else:
         index = ExpertIndex(skeleton, headers)
-    total, active = _parameters(skeleton)
+    total, active = _parameters(skeleton, index)
     return ModelEstimate(name, folder, skeleton, index, total, active, headers is not None, download)
 
 
-def _parameters(skeleton: Skeleton) -> tuple[int, int]:
-    """(all, those one token uses)."""
-    tied = set(skeleton.model.all_tied_weights_keys)
-    total = sum(p.numel() for name, p in skeleton.model.named_parameters() if name not in tied)
-    idle = 0
-    for experts in skeleton.experts:
-        of_all = sum(experts.module.get_parameter(name).numel() for name in experts.shapes)
-        idle += of_all * max(experts.count - experts.top_k, 0) // experts.count
-    return total, total - idle
+def _parameters(skeleton: Skeleton, index: ExpertIndex) -> tuple[int, int]:
+    """(all, those one token uses), counted as numbers however they are stored."""
+    not_counted = {*skeleton.expert_parameter_names(), *skeleton.model.all_tied_weights_keys}
+    dense = sum(p.numel() for name, p in skeleton.model.named_parameters() if name not in not_counted)
+    each = [index.weights_per_expert(layer) for layer in range(len(skeleton.experts))]
+    total = sum(weights * experts.count for weights, experts in zip(each, skeleton.experts, strict=True))
+    used = sum(
+        weights * min(experts.top_k, experts.count) for weights, experts in zip(each, skeleton.experts, strict=True)
+    )
+    return dense + total, dense + used

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,11 +22,11 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class RealModel:
-    """A published model; all its tensors are BF16."""
+    """A published model; its tensors are BF16, the packed ones bytes."""
 
     name: str
     config: dict[str, Any]
-    parameters: int  # as published
+    parameters: int  # as published, as is what they are `packed_into` where they do not take two bytes each
     top_level: Tensors
     each_layer: Tensors
     dense_layer: Tensors = field(default_factory=dict)  # of the first layers, without experts
@@ -34,6 +34,11 @@ class RealModel:
     moe_layer: Tensors = field(default_factory=dict)
     each_expert: Tensors = field(default_factory=dict)
     experts: int = 0
+    packed_into: int | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return self.packed_into or self.parameters * BF16_BYTES
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor in the files."""
@@ -71,8 +76,9 @@ def _hollow_shard(tensors: list[tuple[str, tuple[int, ...]]]) -> HollowFile:
     header: dict[str, Any] = {}
     end = 0
     for name, shape in tensors:
-        nbytes = prod(shape) * BF16_BYTES
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        packed = name.endswith(("_blocks", "_scales"))
+        nbytes = prod(shape) * (1 if packed else BF16_BYTES)
+        header[name] = {"dtype": "U8" if packed else "BF16", "shape": list(shape), "data_offsets": [end, end + nbytes]}
         end += nbytes
     raw = json.dumps(header).encode()
     start = struct.pack("<Q", len(raw)) + raw
@@ -275,9 +281,8 @@ DEEPSEEK_V2_LITE = RealModel(
     experts=64,
 )
 
-# OpenAI's own files are MXFP4; these are the tensors of the bfloat16 version that others publish.
-GPT_OSS_20B = RealModel(
-    name="openai/gpt-oss-20b",
+GPT_OSS_20B_BF16 = RealModel(
+    name="unsloth/gpt-oss-20b-BF16",
     config={
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -329,7 +334,7 @@ GPT_OSS_20B = RealModel(
     },
 )
 
-GPT_OSS_20B_QUANTISATION = {
+MXFP4 = {
     "modules_to_not_convert": [
         "model.layers.*.self_attn",
         "model.layers.*.mlp.router",
@@ -339,4 +344,20 @@ GPT_OSS_20B_QUANTISATION = {
     "quant_method": "mxfp4",
 }
 
-REAL_MODELS = (QWEN3_30B_A3B, OLMOE_1B_7B, GPT_OSS_20B, MIXTRAL_8X7B, DEEPSEEK_V2_LITE)
+_PACKED = {
+    "mlp.experts.gate_up_proj_blocks": (32, 5760, 90, 16),
+    "mlp.experts.gate_up_proj_scales": (32, 5760, 90),
+    "mlp.experts.down_proj_blocks": (32, 2880, 90, 16),
+    "mlp.experts.down_proj_scales": (32, 2880, 90),
+}
+_RAISED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+GPT_OSS_20B = replace(
+    GPT_OSS_20B_BF16,
+    name="openai/gpt-oss-20b",
+    config=GPT_OSS_20B_BF16.config | {"quantization_config": MXFP4},
+    packed_into=13_761_264_768,  # total_size in model.safetensors.index.json
+    each_layer={name: shape for name, shape in GPT_OSS_20B_BF16.each_layer.items() if name not in _RAISED} | _PACKED,
+)
+
+REAL_MODELS = (QWEN3_30B_A3B, OLMOE_1B_7B, GPT_OSS_20B, GPT_OSS_20B_BF16, MIXTRAL_8X7B, DEEPSEEK_V2_LITE)
