@@ -47,6 +47,10 @@ class ConverterProbe:
         None where the converter puts the bytes in another order. `shapes` are those of one expert's parameters,
         with a leading 1. Raises CheckpointCorrupt (shapes that do not fit), UnsupportedModel (arithmetic).
         """
+        if group.converter is None:  # one tensor, as it is
+            if [part.shape for part in parts] != list(shapes.values()):
+                _refuse_shapes(experts, group, parts, shapes)
+            return {name: [0] for name in shapes}
         question = (id(group.converter), tuple((p.pattern, p.shape) for p in parts), tuple(shapes.items()))
         if question not in self._answers:
             self._answers[question] = _probe(experts, group, parts, shapes, self._config)

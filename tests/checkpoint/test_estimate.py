@@ -14,6 +14,7 @@ from engine.checkpoint.hub.repository import look_up
 from engine.errors import CheckpointCorrupt, ModelNotFound, NotAMoeModel, UnsupportedModel
 from engine.hardware.memory_plan import GIB, make_plan
 from tests.checkpoint.real_models import (
+    GPT_OSS_20B,
     OLMOE_1B_7B,
     QWEN3_30B_A3B,
     REAL_MODELS,
@@ -68,6 +69,17 @@ def test_what_the_index_says_of_a_published_model_agrees_with_its_skeleton(hub, 
             assert plans[0].near_bytes_total == pytest.approx(plans[1].near_bytes_total, rel=TOLERANCE)
             assert plans[0].slots == pytest.approx(plans[1].slots, rel=TOLERANCE, abs=1)
     assert sum(range_.endswith("-") for range_ in hub.ranges) == 0  # no file was fetched whole
+
+
+def test_tensors_without_a_conversion_are_not_tried_out(hub, monkeypatch):
+    """Stand-ins of mxfp4 blocks have millions of numbers, since their dimensions have no large common divisor."""
+
+    def tried_out(*arguments):
+        raise AssertionError("a tensor that is taken as it is was converted to see what becomes of it")
+
+    monkeypatch.setattr("engine.checkpoint.converter_probe._probe", tried_out)
+    serve_hollow(hub, GPT_OSS_20B)
+    assert estimate_repository(look_up(GPT_OSS_20B.name)).index.is_packed
 
 
 def test_memory_is_reckoned_with_all_parameters_not_with_the_active_ones(hub):
