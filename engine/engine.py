@@ -94,7 +94,8 @@ class Engine:
         self._link, self._link_asked = opened.name, link
         self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
-        self._policy = choose_policy(policy, self.traced_model.fingerprint)
+        self._traced_model = identify(self._model, self.model_name, self._experts_per_layer, self._top_k)
+        self._policy = choose_policy(policy, self._traced_model.fingerprint)
         self._foresight = self._make_foresight()
         listener = self._listener()
         self._cache = ExpertCache(
@@ -462,7 +463,7 @@ class Engine:
     @property
     def traced_model(self) -> TracedModel:
         """Whose routing this is, for opening a TraceStore."""
-        return identify(self._model, self.model_name, self._experts_per_layer, self._top_k)
+        return self._traced_model
 
     def record_to(self, store: TraceStore | None, ahead: int = 0, hidden: bool = False, taps: bool = True) -> None:
         """From the next pass on, records the routing of every token into `store`, which stays the caller's to close
@@ -524,8 +525,17 @@ class Engine:
             self._cache.close()
             self._recording.to_store(None)
             self._sequence.forget()
+            self._leave_card()
             if self._placement.read_vram is not None:
                 self._placement.read_vram.close()
+
+    def _leave_card(self) -> None:
+        """Whoever still holds this engine does not hold the card's memory with it."""
+        card = self._placement.card
+        if card is not None:
+            self._sequence.free()
+            self._model.to("meta")
+            card.release_unused()
 
     def __enter__(self) -> Engine:
         return self

@@ -125,6 +125,11 @@ class TokenSequence:
         self._experts.step_ended()
         return logits
 
+    def free(self) -> None:
+        """Drops the chat and the memory of its keys and values. Not under a fast decoder, which shares it."""
+        self._kv.free()
+        self._ids.clear()
+
     def forget(self) -> None:
         """Drops the chat."""
         self._kv.crop(0)

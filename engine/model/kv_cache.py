@@ -146,6 +146,10 @@ class KvCache(Cache):
                 "Read the chat again from its beginning.",
             )
 
+    def free(self) -> None:
+        """Forgets the chat and gives the memory back; the next keys reserve it anew."""
+        self.layers = [make(**extra) for make, extra in self._fresh_layers]
+
     def require_room(self, new_tokens: int) -> None:
         """Raises ContextFull unless `new_tokens` more positions fit."""
         needed = self.length + new_tokens

@@ -132,6 +132,18 @@ def test_recording_and_predicting_see_what_they_need(card):  # noqa: F811
     assert len(trace) == 25 and trace.experts.max() < 8
 
 
+def test_a_closed_engine_holds_nothing_of_the_card(card):  # noqa: F811
+    engine = Engine.load(tiny_checkpoint("mixtral"), budget="40%")
+    engine.generate_ids(prompt_of(9, 1), 3)
+    model, traced = engine._model, engine.traced_model
+    assert engine._sequence.kv_bytes > 0
+    engine.close()
+    engine.close()
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert engine._sequence.kv_bytes == 0 and card.allocated_bytes == 0
+    assert engine.traced_model == traced and engine.snapshot().plan == engine.plan
+
+
 def test_devices_and_links_that_go_together():
     assert place("cpu", "auto").card is None
     assert place("auto", "disk").card is None

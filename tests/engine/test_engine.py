@@ -14,6 +14,7 @@ from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import (
     BudgetTooSmall,
     ContextFull,
+    DeviceNotAvailable,
     EngineBusy,
     EngineClosed,
     EngineError,
@@ -149,8 +150,10 @@ def test_the_context_is_a_limit_and_says_so(engine):
         ({"budget": 1000}, BudgetTooSmall, "too small"),
         ({"policy": "magic"}, InvalidSetting, "no cache policy"),
         ({"link": "pigeon"}, InvalidSetting, "no link"),
-        ({"device": "cuda"}, InvalidSetting, "CPU"),
-        ({"precision": "nf4"}, InvalidSetting, "own weights"),
+        ({"device": "tpu"}, InvalidSetting, "not a device"),
+        ({"device": "cuda:77"}, DeviceNotAvailable, "cuda:77"),
+        ({"device": "cpu", "link": "cuda"}, InvalidSetting, "needs a card"),
+        ({"precision": "int3"}, InvalidSetting, "no precision"),
         ({"context_length": 10**9}, InvalidSetting, "not possible"),
     ],
 )
