@@ -20,7 +20,7 @@ from engine.checkpoint.expert_key import ExpertKey
 from engine.hardware.available_memory import available_ram_bytes
 from engine.hardware.gpu_profiles import GpuProfile
 from engine.hardware.machine import cpu_name
-from engine.hardware.measurements import stored_measurement
+from engine.hardware.measurements import keep_measurement, kept_measurement
 from engine.hardware.memory_plan import Footprint, MemoryPlan, make_plan
 from engine.model import experts as experts_function
 from engine.model.fast_decode import FastDecoder
@@ -38,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 
 WARM_UP_TOKENS = 3
 MEASURED_TOKENS = 12
+CHECKED_TOKENS = 4
+STEADY = 1.2  # a kept measurement holds while a token takes neither longer nor shorter by this
 MEASURED_SECONDS = 4.0  # where tokens take long, fewer are measured
 STAGE = "Measuring a token's time on this machine"
 
@@ -101,19 +103,30 @@ def plan_memory(footprint: Footprint, budget: str | int, link: str, held_bytes: 
 def emulate_card(link: Link, dense: DenseModel, on_progress: Progress | None = None) -> CardEmulation | None:
     """Gives a link that is called after a card its speed; None for every other link.
 
-    The token's time is measured once for each machine and checkpoint, with all experts taken from the far copies.
+    The token's time is measured with all experts taken from the far copies, and kept for this machine and checkpoint
+    as long as a few tokens at load bear it out: link and computation have to be slow by the same factor now.
     """
     if not isinstance(link, EmulatedCardLink):
         return None
     fast = FastDecoder.supports(dense.model) is None
 
-    def measure() -> float:
-        return measure_resident_token(dense, link, fast, on_progress)
+    def measure(tokens: int) -> float:
+        return measure_resident_token(dense, link, fast, tokens, on_progress)
 
-    here = stored_measurement(_identity(dense.index, fast), measure)
+    here = steady_measurement(_identity(dense.index, fast), measure)
     emulation = CardEmulation(link.card, here, link.card.token_seconds(_bytes_of(dense)))
     link.speed = emulation.speed
     return emulation
+
+
+def steady_measurement(identity: tuple[object, ...], measure: Callable[[int], float]) -> float:
+    """What is kept, if `measure` with few tokens agrees; else `measure` with many, which is then kept."""
+    kept = kept_measurement(identity)
+    if kept is not None and 1 / STEADY < measure(CHECKED_TOKENS) / kept < STEADY:
+        return kept
+    measured = measure(MEASURED_TOKENS)
+    keep_measurement(identity, measured)
+    return measured
 
 
 def _bytes_of(dense: DenseModel) -> int:
@@ -146,14 +159,14 @@ def expert_bytes_per_token(index: ExpertIndex) -> int:
 
 
 def measure_resident_token(
-    dense: DenseModel, link: EmulatedCardLink, fast: bool, on_progress: Progress | None = None
+    dense: DenseModel, link: EmulatedCardLink, fast: bool, tokens: int, on_progress: Progress | None = None
 ) -> float:
-    """Median seconds of a decoded token with every expert there. Leaves the model's experts attached to nothing
-    that lasts: attach the cache afterwards.
+    """Median seconds of a decoded token, of so many, with every expert there. Leaves the model's experts attached to
+    nothing that lasts: attach the cache afterwards.
     """
     provider = FarExperts(link)
     experts_function.attach(dense.experts_modules, provider)
-    total = WARM_UP_TOKENS + MEASURED_TOKENS
+    total = WARM_UP_TOKENS + tokens
     kv = KvCache(dense.model.config, total + 1)
     decoder = FastDecoder(dense.model, kv, provider) if fast else None
     token, seconds = 1, []

@@ -14,7 +14,7 @@ from engine.card_emulation import CardEmulation, bytes_read_per_token, plan_memo
 from engine.checkpoint.dense_model import load_dense, open_checkpoint
 from engine.errors import InvalidSetting, NotEnoughMemory
 from engine.hardware.gpu_profiles import GIB, profile_named
-from engine.hardware.measurements import measurement_file, stored_measurement
+from engine.hardware.measurements import keep_measurement, kept_measurement, measurement_file
 from engine.hardware.memory_plan import Footprint
 from engine.lab.simulation.simulated_pace import simulated_pace
 from tests.engine.test_exactness import prompt_of
@@ -80,32 +80,48 @@ def test_the_link_keeps_the_cards_ratio_of_moving_to_computing():
     assert here == pytest.approx(there)
 
 
-def test_the_token_is_measured_once_and_sets_the_links_speed(monkeypatch):
-    monkeypatch.setattr(card_emulation, "measure_resident_token", lambda *_: 0.02)
-    with Engine.load(tiny_checkpoint("mixtral"), link="emulated:4060") as engine:
-        first = engine.snapshot().emulation
-    monkeypatch.setattr(card_emulation, "measure_resident_token", lambda *_: pytest.fail("measured again"))
-    with Engine.load(tiny_checkpoint("mixtral"), link="emulated:4090") as engine:
-        second = engine.snapshot().emulation
-        assert engine._cache._transfers._speed == second.speed
+def test_a_kept_measurement_holds_while_the_machine_is_as_it_was(monkeypatch):
+    asked = []
+
+    def takes(seconds):
+        def measure(dense, link, fast, tokens, on_progress):
+            asked.append(tokens)
+            return seconds
+
+        monkeypatch.setattr(card_emulation, "measure_resident_token", measure)
+
+    def load(card):
+        with Engine.load(tiny_checkpoint("mixtral"), link=f"emulated:{card}") as engine:
+            assert engine._cache._transfers._speed == engine.snapshot().emulation.speed
+            return engine.snapshot().emulation
+
+    takes(0.02)
+    first = load("4060")
+    takes(0.022)
+    second = load("4090")
     assert first.resident_token_seconds == second.resident_token_seconds == 0.02
     assert second.card_token_seconds < first.card_token_seconds
+    takes(0.1)  # something else runs beside: the link has to be slower, too
+    assert load("4060").resident_token_seconds == 0.1
+    few, many = card_emulation.CHECKED_TOKENS, card_emulation.MEASURED_TOKENS
+    assert asked == [many, few, few, many]
 
 
 def test_measurements_survive_damage_and_unwritable_folders():
     identity = ("a", 1)
-    assert stored_measurement(identity, lambda: 0.5) == 0.5
-    assert stored_measurement(identity, lambda: 0.7) == 0.5
-    measurement_file(identity).write_text("{")
-    assert stored_measurement(identity, lambda: 0.7) == 0.7
-    measurement_file(identity).write_text("-1")
-    assert stored_measurement(identity, lambda: 0.9) == 0.9
+    assert kept_measurement(identity) is None
+    keep_measurement(identity, 0.5)
+    assert kept_measurement(identity) == 0.5
     folder = measurement_file(identity).parent
     assert [file.name for file in folder.iterdir()] == [measurement_file(identity).name]
+    for damaged in ("{", "-1", "NaN", '"fast"'):
+        measurement_file(identity).write_text(damaged)
+        assert kept_measurement(identity) is None
     measurement_file(identity).unlink()
     folder.rmdir()
     folder.write_text("a file where the folder should be")
-    assert stored_measurement(identity, lambda: 1.1) == 1.1
+    keep_measurement(identity, 1.1)
+    assert kept_measurement(identity) is None
 
 
 def test_auto_means_the_cards_memory_and_says_so(monkeypatch):

@@ -85,7 +85,7 @@ def test_decode_rates_bytes_and_bounds_agree(decode_report):
 
 
 def test_decode_over_an_emulated_card_is_in_its_time_and_says_so(monkeypatch):
-    monkeypatch.setattr("engine.card_emulation.stored_measurement", lambda identity, measure: 2e-5)
+    monkeypatch.setattr("engine.card_emulation.steady_measurement", lambda identity, measure: 2e-5)
     settings = DecodeSettings(
         model=str(tiny_chat_checkpoint()),
         budgets=("50%",),
