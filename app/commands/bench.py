@@ -46,6 +46,32 @@ def bench_start(repeats: Repeats = 3, as_json: AsJson = False) -> None:
     present(work, lambda report: show_facts(report["runs"][0]), as_json)
 
 
+@bench.command("larger")
+@command
+def bench_larger(
+    model: Model = "demo",
+    times: Annotated[int, typer.Option(min=1, help="So many times as wide its experts become, with zeros.")] = 3,
+    memory: Annotated[str, typer.Option(help="All that the process may use, page cache included.")] = "2GiB",
+    budget: Annotated[str, typer.Option(help='As in chat: "auto", "25%" or "1GiB".')] = "auto",
+    policy: Annotated[str, typer.Option(help="Who leaves the cache.")] = "lru-per-layer",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 16,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the model it makes where it is.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A model larger than the memory its process may use: does it answer as it should and keep to its plan?"""
+    from app.bench_tables import show_facts
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_larger import LargerSettings, run_bench_larger
+
+        settings = LargerSettings(
+            model=model, times=times, memory=memory, budget=budget, policy=policy, tokens=tokens, keep=keep
+        )
+        return run_bench_larger(settings, on_progress)
+
+    present(work, lambda report: show_facts(report["runs"][0]), as_json)
+
+
 @bench.command("decode")
 @command
 def bench_decode(

@@ -17,6 +17,7 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMG]i?B|B)", re.IGNOREC
 _PERCENT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*%")
 _AUTO_MARGIN_BYTES = GIB  # left to the desktop and other programs by "auto"
 _AUTO_MARGIN_SHARE = 10  # ... or one tenth of what is free, whichever is more
+_AUTO_MARGIN_MOST_SHARE = 4  # ... but of little memory never more than a quarter
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def _plan(footprint: Footprint, slots: int, budget: str, *reasons: str) -> Memor
 
 
 def _auto_plan(footprint: Footprint, available_bytes: int) -> MemoryPlan:
-    margin = max(_AUTO_MARGIN_BYTES, available_bytes // _AUTO_MARGIN_SHARE)
+    usual = min(_AUTO_MARGIN_BYTES, available_bytes // _AUTO_MARGIN_MOST_SHARE)
+    margin = max(usual, available_bytes // _AUTO_MARGIN_SHARE)
     room = available_bytes - margin - footprint.fixed_bytes
     slots = min(room // footprint.slot_bytes, footprint.experts_total)
     if slots < footprint.minimum_slots:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psutil
+
 from engine.lab.contender import serve
+from engine.lab.process_memory import file_bytes, peak_rss_bytes
 
 
 class ExpertFlow:
     """Greedy answers of `Engine`."""
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Settings: `path`, `threads`, `budget`, `link`, `context_length`, `device` ("auto" if absent)."""
+        """Settings: `path`, `threads`, `budget`, `link`, `context_length`; `device` and `policy` ("auto" if absent)."""
         import torch
 
         from engine import Engine
+        from engine.model import kernels  # noqa: F401 - part of what every contender has loaded
 
         torch.set_num_threads(request["threads"])
+        self.imported_bytes = psutil.Process().memory_info().rss - file_bytes()
         begin = time.perf_counter()
         self.engine = Engine.load(
             request["path"],
             budget=request["budget"],
             link=request["link"],
             device=request.get("device", "auto"),
+            policy=request.get("policy", "auto"),
             context_length=request["context_length"],
         )
         snapshot = self.engine.snapshot()
@@ -40,10 +46,12 @@ class ExpertFlow:
             "device": str(self.engine.device),
             "emulation": snapshot.emulation and snapshot.emulation.to_dict(),
             "emulation_notes": snapshot.emulation.notes if snapshot.emulation else (),
+            "model_bytes_total": snapshot.plan.model_bytes_total,
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """See `Contender.answer`; adds what the cache did. What is not prefill counts as decoding, if any is."""
+        """See `Contender.answer`; adds what the cache did and the most memory
+        the process took beyond its libraries. What is not prefill counts as decoding, if any is."""
         before = self.engine.stats()
         begin = time.perf_counter()
         ids = self.engine.generate_ids(request["ids"], max_new_tokens=request["new_tokens"], temperature=0.0)
@@ -57,6 +65,7 @@ class ExpertFlow:
             "hit_rate": change.hit_rate,
             "stall_seconds": change.stall_seconds,
             "bytes_total": change.bytes_total,
+            "peak_bytes": peak_rss_bytes() - file_bytes() - self.imported_bytes,
         }
 
 
