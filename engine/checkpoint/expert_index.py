@@ -67,7 +67,7 @@ class ExpertIndex:
         self.total_expert_bytes: int = sum(n * e for n, e in zip(per_layer, self.experts_per_layer, strict=True))
         self.total_bytes: int = headers.total_bytes
         model, expert_names = skeleton.model, skeleton.expert_parameter_names()
-        stored = parameters_in_storage_dtype(model)
+        stored = set() if skeleton.own_dtype else parameters_in_storage_dtype(model)
         self.dense_bytes: int = dense_memory_bytes(model, groups, stored, expert_names)
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.cache.host_compute import HostCompute
+from engine.checkpoint.storage_plan import resident_bytes
 from engine.engine import Engine
 from engine.errors import DeviceNotAvailable, InvalidSetting
 from engine.placement import place
@@ -56,6 +57,7 @@ def test_a_bfloat16_checkpoint_computes_as_stock_does_in_bfloat16(family, card):
             if name in ours:  # all but the experts'
                 assert ours[name].dtype == parameter.dtype, name
                 assert torch.equal(ours[name], parameter), name
+        assert engine.plan.near_bytes_dense == resident_bytes(engine._model)
         logits = engine.logits(prompt)
         with torch.inference_mode():
             exact = stock(torch.tensor([prompt])).logits[0, -1].float()
