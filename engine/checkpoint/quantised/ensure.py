@@ -67,7 +67,6 @@ def ensure_quantised(index: QuantisedIndex, on_progress: Progress | None = None)
     try:
         if read_manifest(index.folder) is None:
             _require_library(index.precision)
-            _remove_replaced(index)
             _build(index, report)
     finally:
         lock.release()
@@ -116,6 +115,7 @@ def _build(index: QuantisedIndex, report: Progress) -> None:
     counts = list(zip(index.layers, index.experts_per_layer, strict=True))
     needed_bytes = sum(file_bytes(count, layer.stride_bytes) for layer, count in counts) + MANIFEST_ROOM_BYTES
     try:
+        _remove_replaced(index)
         folder.mkdir()
         if shutil.disk_usage(folder).free < needed_bytes:
             raise _disk_full(folder.parent, needed_bytes)
