@@ -129,6 +129,11 @@ def test_doctor_for_people():
     assert "experts held" in shown
 
 
+def test_doctor_plans_for_an_emulated_card():
+    found = run_json("doctor", "--model", tiny_checkpoint("mixtral"), "--link", "emulated:4060")
+    assert any("Emulation" in sentence and "RTX 4060: 8 GiB" in sentence for sentence in found["decisions"])
+
+
 def test_doctor_shows_the_machine_even_when_the_model_cannot_run():
     found = run_json("doctor", "--model", "/no/where", code=2)
     assert found["machine"]["cpu"]

@@ -3,12 +3,15 @@
 import base64
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from app.engine_host import LoadState
 from app.machine_memory import NearMemory, emulated_memory, near_memory
 from app.panel_history import PanelHistory, Sample
+from app.ui.live_panels import LivePanels
 from app.ui.panels import foresight, memory_bars, panel_data, series, tiles
 from engine.card_emulation import CardEmulation
 from engine.hardware.gpu_profiles import profile_named
@@ -153,3 +156,13 @@ def test_an_emulated_card_is_named_beside_its_speed_and_is_the_memory_shown(engi
     assert bars["machine_name"] == "emulated RTX 4060"
     by_key = {part["key"]: part["bytes"] for part in bars["machine"]}
     assert by_key["others"] == 0 and by_key["ours"] + by_key["margin"] + by_key["free"] == card.vram_bytes
+
+
+def test_while_loading_the_memory_is_that_of_the_card_to_be_emulated():
+    def reading(link):
+        host = SimpleNamespace(state=LoadState("Loading"), engine=None, plan=FakeEngine().plan, options={"link": link})
+        program = SimpleNamespace(host=host)
+        return LivePanels(program, None, None, None)._planned()["memory"]
+
+    assert reading("emulated:4060")["machine_name"] == "emulated RTX 4060"
+    assert reading("disk")["machine_name"] == "RAM"
