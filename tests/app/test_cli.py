@@ -67,7 +67,20 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "name", ["chat", "doctor", "models", "bench", "bench decode", "bench peers", "bench model", "trace", "trace show"]
+    "name",
+    [
+        "chat",
+        "doctor",
+        "models",
+        "models show",
+        "models download",
+        "bench",
+        "bench decode",
+        "bench peers",
+        "bench model",
+        "trace",
+        "trace show",
+    ],
 )
 def test_every_command_explains_itself(name):
     assert "Usage:" in run(*name.split(), "--help").output

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.utils import WeakFileLock
 
+from engine import Engine
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.checkpoint.hub import download as downloading
 from engine.checkpoint.hub import files
@@ -257,3 +258,21 @@ def test_no_network_is_told(hub, monkeypatch):
     with pytest.raises(HubUnreachable, match="cannot be reached") as caught:
         download(NAME)
     assert "network" in caught.value.remedy
+
+
+def test_loading_by_name_asks_nobody_and_says_how_to_get_the_model(hub, theirs):
+    with pytest.raises(ModelNotFound, match=NAME) as caught:
+        Engine.load(NAME)
+    assert f"python launch.py models download {NAME}" in caught.value.remedy
+    assert not hub.requests
+
+
+def test_what_was_downloaded_is_loaded_by_name_and_computes_what_the_original_does(hub, tmp_path):
+    folder = tiny_checkpoint("mixtral")
+    hub.add(NAME, folder)
+    download(NAME)
+    asked = sum(hub.requests.values())
+    with Engine.load(NAME, device="cpu", link="disk") as fetched, Engine.load(folder, device="cpu", link="disk") as own:
+        assert fetched.model_name == NAME
+        assert fetched.generate_ids([5, 6, 7], 8) == own.generate_ids([5, 6, 7], 8)
+    assert sum(hub.requests.values()) == asked
