@@ -93,6 +93,7 @@ class RecordParts:
     switch: gr.Checkbox
     explanation: gr.Markdown
     learn: gr.Checkbox
+    learn_explanation: gr.Markdown
     forget: gr.Button
     state: gr.Markdown
 
@@ -261,16 +262,17 @@ def _record_parts() -> RecordParts:
             accordion,
             gr.Checkbox(label="Record the routing of my chats", elem_id="record-routing"),
             gr.Markdown("", elem_id="records-explanation", show_label=False),
-            _learn_switch(),
+            *_learn_switch(),
             gr.Button("Forget what was recorded and learnt", size="sm", elem_id="forget-routing"),
             gr.Markdown("", elem_id="records-state", show_label=False),
         )
 
 
-def _learn_switch() -> gr.Checkbox:
+def _learn_switch() -> tuple[gr.Checkbox, gr.Markdown]:
     learn = gr.Checkbox(label="Learn from my chats while nothing is asked", elem_id="learn-from-chats")
+    explanation = gr.Markdown("", elem_id="learning-explanation", show_label=False)
     gr.HTML("", elem_id="learning-state")
-    return learn
+    return learn, explanation
 
 
 def _slider(label: str, info: str, low: float, high: float, step: float) -> gr.Slider:

@@ -15,11 +15,10 @@ from engine.routing.predictor_files import learnt_dir
 def learning_explanation(limits: LearningLimits) -> str:
     """What the switch does."""
     return (
-        f"Learning: when nothing was asked for {limits.idle_seconds:.0f} seconds, a process of lowest priority learns "
-        "from what is recorded to predict which experts your chats need, on one core, for at most "
-        f"{limits.run_seconds / 60:.0f} minutes of computing at a time, in about a gigabyte of memory. It rests "
-        "while an answer is written. What it gives stays on this machine, is used only if it predicts chats put aside "
-        "better than before, and serves the predictive policy from the next load of the model."
+        f"After {limits.idle_seconds:.0f} seconds without an answer a process of lowest priority (one core, at most "
+        f"{limits.run_seconds / 60:.0f} minutes at a time, about a gigabyte of memory) learns from the recording which "
+        "experts your chats need. It rests while an answer is written. What it learnt stays on this machine and is "
+        "used, from the next load of the model, only if it predicts your chats better than before."
     )
 
 

@@ -60,9 +60,9 @@ def wire(demo: gr.Blocks, parts: RecordParts, program: Program) -> None:
         return f"Forgotten; {freed / 1e6:.1f} MB are free again.{until_next}"
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    shown = [parts.switch, parts.learn, parts.explanation]
-    words = f"{explanation(records)}\n\n{learning_explanation(learning.limits)}"
-    demo.load(lambda: (records.on, learning.on, words), None, shown, **quiet)
+    shown = [parts.switch, parts.explanation, parts.learn, parts.learn_explanation]
+    words = learning_explanation(learning.limits)
+    demo.load(lambda: (records.on, explanation(records), learning.on, words), None, shown, **quiet)
     parts.accordion.expand(lambda: state_words(records), None, parts.state, **quiet)
     parts.switch.input(switch, parts.switch, [parts.learn, parts.state], **quiet)
     parts.learn.input(learn, parts.learn, [parts.learn, parts.state], **quiet)

@@ -357,5 +357,5 @@ def test_off_says_what_is_still_in_use(desk):
 
 def test_the_explanation_says_what_it_costs():
     words = learning_explanation(LearningLimits())
-    for part in ("60 seconds", "lowest priority", "one core", "10 minutes", "memory", "this machine", "predictive"):
+    for part in ("60 seconds", "lowest priority", "one core", "10 minutes", "gigabyte", "this machine", "only if"):
         assert part in words
