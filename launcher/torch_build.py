@@ -104,11 +104,12 @@ def _cuda_build(offered_version: OfferedVersion, cards: NvidiaCards, system: str
         return _build_without_card(offered_version)._replace(advice=_why_no_line(cards))
     if system == "Linux" and line is DEFAULT_ON_LINUX:
         return CUDA_BUILD
-    if offered_version((*line.index_options, *IMPATIENTLY)):
+    offered = offered_version((*line.index_options, *IMPATIENTLY)) or ""
+    if offered.endswith(f"+{line.name}"):  # a mirror in its place may offer another build
         return CUDA_BUILD._replace(words=f"PyTorch with CUDA ({line.name})", pip_options=line.index_options)
     return CPU_BUILD._replace(
-        advice=f"{line.index_options[1]} cannot be reached, so PyTorch is installed without CUDA and the NVIDIA card "
-        f"stays unused; to use it, check the network, {AGAIN}."
+        advice=f"{line.index_options[1]} cannot be reached or has no such build, so PyTorch is installed without CUDA "
+        f"and the NVIDIA card stays unused; to use it, check the network, {AGAIN}."
     )
 
 

@@ -96,6 +96,14 @@ def test_an_index_that_cannot_be_reached_is_named(system):
     assert CU126 in build.advice and "check the network" in build.advice
 
 
+def test_a_mirror_that_offers_another_build_is_not_taken_for_cuda():
+    def mirror(options):
+        return "2.13.0+cpu" if options else "2.13.0"
+
+    build = choose_torch_build(mirror, cards((13, 0), ADA), "Windows", "AMD64")
+    assert build.pip_options == () and "no such build" in build.advice
+
+
 def test_the_users_own_index_decides():
     for card in (None, cards((13, 0), ADA)):
         assert choose_torch_build(offers(default="2.13.0+cpu"), card, "Linux", "x86_64") == CPU_BUILD
