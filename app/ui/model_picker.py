@@ -57,9 +57,13 @@ class ModelPicker:
     def download(self, name: str) -> Updates:
         try:
             offer = self._desk.offer(name)
-            self._desk.start_download(offer)
         except EngineError as error:
             return self._without_offer(name, error)
+        try:
+            self._desk.start_download(offer)
+        except EngineError as error:
+            shown = self._with_offer(offer)
+            return {**shown, self._parts.offer: html.error_notice(error) + shown[self._parts.offer]}
         return self._with_offer(offer)
 
     def load(self, name: str) -> Updates:

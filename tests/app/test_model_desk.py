@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import tomllib
+from dataclasses import fields
 
 import pytest
 
 from app.settings import settings_path
+from app.ui.layout import ModelParts
+from app.ui.model_picker import ModelPicker
+from app.ui.tabs import Tabs
 from engine.errors import CheckpointCorrupt, DownloadBusy, EngineBusy, HubUnreachable, ModelNotFound
 from tests.app.fake_engine import FakeEngine
 from tests.tiny_models import tiny_checkpoint
@@ -178,3 +182,12 @@ def test_two_changes_at_once_are_one(program, loader):
     end = time.monotonic() + 30
     while program.host._thread.is_alive() and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def test_no_room_is_told_and_the_offer_stays(program, monkeypatch):
+    monkeypatch.setattr("engine.checkpoint.hub.download.SPARE_BYTES", 10**15)
+    parts = ModelParts(**{field.name: field.name for field in fields(ModelParts)})
+    shown = ModelPicker(program, parts, Tabs()).download(NAME)
+    assert "HF_HOME" in shown[parts.offer]
+    assert "MixtralForCausalLM" in shown[parts.offer]
+    assert shown[parts.download]["visible"]
