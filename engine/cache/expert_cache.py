@@ -334,9 +334,19 @@ class ExpertCache:
     def _hand_out_on_host(self, lease: Lease) -> list[tuple[int, ExpertWeights]]:
         """One at a time, so that what arrives meanwhile is not kept waiting."""
         key = lease.on_host.pop()
-        weights = self._link.host_weights(key)
-        lease.computing_on_host = key, self._transfers.now()
+        began = self._transfers.now()
+        weights = self._host_weights(key)
+        lease.computing_on_host = key, began
         return [(key.expert, weights)]
+
+    def _host_weights(self, key: ExpertKey) -> ExpertWeights:
+        self._lock.release()  # it may have to be read from the disk, and transfers must go on meanwhile
+        try:
+            return self._link.host_weights(key)
+        except OSError as error:
+            raise _unreadable(key, error) from error
+        finally:
+            self._lock.acquire()
 
     def _released_on_host(self, key: ExpertKey, began: float) -> None:
         self._link.host_released(key)
@@ -476,11 +486,14 @@ class ExpertCache:
         self._abandon(lease)
         if isinstance(error, EngineError):
             raise error
-        key = failed[0]
-        raise TransferFailed(
-            f"Expert {key.expert} of layer {key.layer} could not be read: {error}.",
-            "Check the disk or the folder the model is in, then ask again; the chat is kept.",
-        ) from error
+        raise _unreadable(failed[0], error) from error
+
+
+def _unreadable(key: ExpertKey, error: Exception) -> TransferFailed:
+    return TransferFailed(
+        f"Expert {key.expert} of layer {key.layer} could not be read: {error}.",
+        "Check the disk or the folder the model is in, then ask again; the chat is kept.",
+    )
 
 
 def _transfers_for(link: Link) -> MakeTransfers:

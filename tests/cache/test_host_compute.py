@@ -13,7 +13,7 @@ from engine.cache.link import ExpertWeights
 from engine.cache.policies import LayerLRU
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.checkpoint.expert_key import ExpertKey
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, TransferFailed
 from engine.lab.simulation.virtual_transfers import VirtualLink, VirtualTransfers
 
 LAYERS, EXPERTS, EXPERT_BYTES = 4, 8, 1_000_000
@@ -138,6 +138,30 @@ def test_a_lease_left_early_gives_the_far_copy_back():
         lease.close()
         assert link.borrowed == 0
     assert cache.counters()["computed_far"] > 0
+
+
+def test_a_far_copy_that_cannot_be_read_ends_the_answer_in_words_and_the_next_one_works():
+    class Unreadable(VirtualLink):
+        fails = True
+
+        def host_weights(self, key: ExpertKey) -> ExpertWeights:
+            if self.fails:
+                raise OSError("input/output error")
+            return super().host_weights(key)
+
+    link = Unreadable(EXPERT_BYTES, EmulatedSpeed(1e9, 0.0, 1e12))
+    cache = ExpertCache(link, LayerLRU(LAYERS), [EXPERTS] * LAYERS, LAYERS, make_transfers=VirtualTransfers)
+    with cache.acquire(0, [0]) as lease:
+        lease.next_batch()  # how long the link takes is known now
+    with (
+        pytest.raises(TransferFailed, match="Expert 1 of layer 0 .* input/output error"),
+        cache.acquire(0, [1]) as lease,
+    ):
+        lease.next_batch()
+    link.fails = False
+    with cache.acquire(0, [1]) as lease:
+        assert [expert for expert, _ in lease.next_batch()] == [1]
+    cache.check()
 
 
 def test_the_speed_of_the_processor_is_part_of_an_emulated_links_name():
