@@ -10,7 +10,7 @@ import pytest
 from app.bench_tables import show_precision
 from engine.checkpoint.builtin import builtin_path
 from engine.checkpoint.dense_model import open_checkpoint
-from engine.checkpoint.quantised import ensure_quantised, plan_quantised, quality
+from engine.checkpoint.quantised import PRECISIONS, ensure_quantised, plan_quantised, quality
 from engine.engine import Engine
 from engine.errors import InvalidSetting
 from engine.lab import bench_precision
@@ -103,6 +103,14 @@ def test_figures_are_shipped_for_the_built_in_model_alone(tmp_path, monkeypatch)
     assert quality.measured_quality(index) == figures
     assert "+2.0% on chats" in quality.lossy_sentence(index)
     assert quality.measured_quality(plan_quantised(open_checkpoint(tiny_checkpoint("mixtral")), "nf4")) is None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_figures_for_this_built_in_model_are_there(precision):
+    figures = json.loads(quality.shipped_path(builtin_path(), precision).read_text())
+    assert figures.keys() == {"perplexity_over_native", "counted_tokens"}
+    assert all(figures["counted_tokens"][text] > 1000 for text in ("chats", "documentation"))
+    assert all(0.9 < ratio < 1.5 for ratio in figures["perplexity_over_native"].values())
 
 
 def test_a_model_without_a_tokenizer_is_refused():
