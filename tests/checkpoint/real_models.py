@@ -2,9 +2,10 @@
 
 Configs: from the repositories named, as quoted in public sources (Mixtral's and Qwen3's config.json in full, OLMoE's in
 NVIDIA's Megatron-Bridge tests, gpt-oss's in EleutherAI's circuit-tracer tests, DeepSeek's as transformers prints it).
-Settings without a bearing on sizes are left out. Tensor names and shapes are those of the published files: the index
-files name them, and for DeepSeek-V2-Lite and gpt-oss also lists with shapes are public. `parameters` and `total_bytes`
-are the published totals, which hold these lists to account.
+Settings without a bearing on sizes are left out; a few of gpt-oss's that the quotation cut off, and the totals of OLMoE
+and gpt-oss, are from memory. Tensor names and shapes are those of the published files: the index files name them, and
+for DeepSeek-V2-Lite and gpt-oss also lists with shapes are public. `parameters` and `total_bytes` are the published
+totals, which hold these lists to account.
 """
 
 from __future__ import annotations
