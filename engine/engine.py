@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting, NotEnoughMemory
 from engine.generation.activity import Activity
 from engine.generation.answer import Answer
+from engine.generation.batch import BatchAnswer, BatchDecoding, BatchRequest
 from engine.generation.prompt import Message, encode_chat
 from engine.generation.sampling import Sampler, SamplingSettings
 from engine.generation.sequence import TokenSequence
@@ -47,6 +49,7 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.kv_cache import KvCache, context_full
+from engine.model.ragged_step import RaggedStep, supports
 from engine.placement import Placement, behind_card, place
 from engine.routing.foresight import Foresight, choose_policy, make_foresight
 from engine.routing.passes import PassListener, PassListeners
@@ -79,6 +82,7 @@ class Engine:
         on_progress: Progress | None = None,
         preload: bool = False,
         host_compute: bool = False,
+        batch_size: int = 0,
     ) -> None:
         self.model_name, self.tokenizer, self.context_length = files.name, tokenizer, context_length
         self.model_path = files.path
@@ -108,14 +112,23 @@ class Engine:
             prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
         self._fill_near_memory()
-        experts_function.attach(
-            self._experts_modules, self._cache, self._last_row_only, self._on_card, opened.computes_on_host
-        )
+        self._computes_on_host = opened.computes_on_host
+        self._attach_experts(self._last_row_only)
         kv = KvCache(self._model.config, context_length)
         fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length, self._on_card)
         relief = MemoryRelief(self._cache, plan.minimum_slots, self._shrunk) if self._on_card else None
-        self._sequence = TokenSequence(self._model, kv, self._cache, index.top_k, rows, fast, listener, relief)
+        make_sequence = partial(TokenSequence, self._model, experts=self._cache, top_k=index.top_k, prefill_rows=rows)
+        self._sequence = make_sequence(kv=kv, fast_decoder=fast, listener=listener, relief=relief)
+        self._batch = [
+            make_sequence(
+                kv=KvCache(self._model.config, context_length),
+                fast_decoder=None,
+                listener=PassListeners(),
+                relief=relief,
+            )
+            for _ in range(batch_size)
+        ]
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         emulated = self._emulation.notes if self._emulation else ()
         self._notes = (*emulated, *(() if kv.can_crop else (_RECURRENT_NOTE,)))
@@ -168,6 +181,11 @@ class Engine:
                 raise
         return opened
 
+    def _attach_experts(self, last_row_only: bool) -> None:
+        experts_function.attach(
+            self._experts_modules, self._cache, last_row_only, self._on_card, self._computes_on_host
+        )
+
     def _fill_near_memory(self) -> None:
         """The slots that are planned, or as many as there is room for. Raises NotEnoughMemory."""
         plan = self._plan
@@ -214,6 +232,7 @@ class Engine:
         on_plan: Callable[[MemoryPlan], None] | None = None,
         preload: bool = False,
         host_compute: bool = False,
+        batch_size: int = 0,
     ) -> Engine:
         """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert, unless with `preload`
         as many as fit in RAM, where a card computes.
@@ -223,7 +242,8 @@ class Engine:
         context_length: tokens, default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan)
         before any weight is read. host_compute: on a card, the processor computes absent experts where that is sooner
         done than moving them; it rounds otherwise than the card, so that an answer then depends, in near ties, on what
-        the cache held. Raises the errors of engine.errors.
+        the cache held. batch_size: so many prompts `generate_batch` may answer at once; each has room for a whole
+        context. Raises the errors of engine.errors.
         """
         placement = place(device, link)
         require_supported(precision)
@@ -232,7 +252,8 @@ class Engine:
         opened = open_checkpoint(files.path, placement.card is not None)
         checkpoint = at_precision(opened, precision)
         context_length = context_for(checkpoint.config, context_length)
-        needs = footprint(checkpoint.config, checkpoint.index, context_length, placement.card is not None)
+        on_card, chats = placement.card is not None, 1 + batch_size
+        needs = footprint(checkpoint.config, checkpoint.index, context_length, on_card, chats)
         plan = placement.plan(needs, budget, link)
         if on_plan is not None:
             on_plan(plan)
@@ -258,6 +279,7 @@ class Engine:
             on_progress,
             preload,
             host_compute,
+            batch_size,
         )
 
     # -- answers --------------------------------------------------------------------------------------------------
@@ -308,6 +330,44 @@ class Engine:
         if self._busy.locked():
             raise _busy_error()
         return self._events(prompt, max_new_tokens, settings, TextStream(self.tokenizer, stop))
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Sequence[int]],
+        max_new_tokens: int = 16,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[BatchAnswer]:
+        """Answers prompts, up to the `batch_size` of `load` at once, and gives each answer as it ends. Greedy ids are
+        those of each prompt alone. The prompt numbered n is drawn with `seed` + n.
+
+        Ends early when cancelled. Raises what `generate_ids` raises, and InvalidSetting without a batch size.
+        """
+        if not self._batch:
+            raise InvalidSetting("The model was loaded to answer one prompt at a time.", "Load it with a batch_size.")
+        requests = (
+            self._batch_request(
+                prompt,
+                max_new_tokens,
+                SamplingSettings(
+                    temperature, top_k, top_p, min_p, repetition_penalty, None if seed is None else seed + number
+                ),
+            )
+            for number, prompt in enumerate(prompts)
+        )
+        with self._one_answer(), self._activity.answer():
+            joint = None if supports(self._model, self._batch[0].kv) else RaggedStep(self._model)
+            yield from BatchDecoding(
+                self._batch, joint, self._cache, self._end_ids(), self._gate, self._activity, self._cancel.is_set
+            ).answers(requests)
+
+    def _batch_request(self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings) -> BatchRequest:
+        self._check_prompt(prompt, max_new_tokens)
+        return BatchRequest(tuple(prompt), Sampler(self._model, settings, len(prompt)), max_new_tokens)
 
     def logits(self, prompt: Sequence[int]) -> torch.Tensor:
         """fp32 logits [vocab] after `prompt`, for measuring; raises what `generate_ids` raises."""
@@ -407,7 +467,8 @@ class Engine:
         """What this engine's near tier takes now, so that a new plan may use it again."""
         if self._on_card:  # whose memory is taken whole, used or not
             slots = self._cache.slots * self._plan.slot_bytes
-            return self._footprint.dense_bytes + slots + self._sequence.kv_bytes
+            chats = (self._sequence, *self._batch)
+            return self._footprint.dense_bytes + slots + sum(chat.kv_bytes for chat in chats)
         return self._footprint.dense_bytes + self._cache.resident_bytes(self._plan.slot_bytes)
 
     # -- seeing ---------------------------------------------------------------------------------------------------
@@ -479,7 +540,7 @@ class Engine:
             self._recording.to_store(store, ahead, hidden, taps)
             whole = store is not None and hidden  # of rows whose experts are left out no hidden state can come
             last_row_only = self._last_row_only and not whole
-            experts_function.attach(self._experts_modules, self._cache, last_row_only, self._on_card)
+            self._attach_experts(last_row_only)
 
     @property
     def recording_problem(self) -> str | None:
@@ -524,7 +585,8 @@ class Engine:
         with self._gate.visit():
             self._cache.close()
             self._recording.to_store(None)
-            self._sequence.forget()
+            for chat in (self._sequence, *self._batch):
+                chat.forget()
             self._leave_card()
             if self._placement.read_vram is not None:
                 self._placement.read_vram.close()

@@ -38,7 +38,7 @@ class EngineStats:
     computed_far_seconds: float = 0.0
     prefill_stall_seconds: float = 0.0
     tokens: int = 0  # generated; the first of an answer comes out of its prefill
-    decode_steps: int = 0
+    decode_steps: int = 0  # tokens read while decoding: one in a step for each chat
     decode_seconds: float = 0.0
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0

@@ -112,6 +112,10 @@ class ExpertCache:
                 self._speculation.pump()
                 self._counters.prediction_seconds += time.perf_counter() - asked
 
+    def begin_joint_step(self) -> None:
+        """A decoding step reads a token of each of several chats: nothing is predicted."""
+        self._can_foresee = False
+
     def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
         """The real routing of `layer` for all rows of this step, told before `acquire`; ids and weights [rows, k].
 

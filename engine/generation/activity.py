@@ -56,15 +56,15 @@ class Activity:
             self._prefill_seconds += time.perf_counter() - started
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Around the computation and choice of one decoded token."""
+    def step(self, tokens: int = 1) -> Iterator[None]:
+        """Around the computation and choice of one decoded token, or of one for each of several chats."""
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
         with self._lock:
-            self._decode_steps += 1
+            self._decode_steps += tokens
             self._decode_seconds += seconds
-            self._step_seconds.append(seconds)
+            self._step_seconds.append(seconds / tokens)
 
     def token(self) -> None:
         """A token was chosen."""

@@ -63,6 +63,16 @@ class TokenSequence:
         return len(self._ids)
 
     @property
+    def kv(self) -> KvCache:
+        """For passes that read a token of several chats; tell each chat that `has_read` it."""
+        return self._kv
+
+    def has_read(self, token_id: int) -> None:
+        """A joint pass has read this token: its keys and values are in the cache."""
+        self._ids.append(token_id)
+        assert self._kv.length == len(self._ids), "the keys and values are not those of the chat's tokens"
+
+    @property
     def kv_bytes(self) -> int:
         """What keys and values have reserved so far."""
         return self._kv.nbytes

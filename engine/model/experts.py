@@ -7,7 +7,9 @@ which experts arrive, so neither on what is resident nor on timing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -22,6 +24,7 @@ from engine.model.packed_product import PackedMatrix
 from engine.model.stored_linear import MAX_KERNEL_ROWS
 
 NAME = "expertflow"
+_pass = threading.local()  # `of_several_chats`: whether the rows of this thread's pass are of different chats
 
 
 class ExpertWeights(Protocol):
@@ -168,11 +171,26 @@ def compute_experts(
         return compute_on_card(module, plan, hidden_states, top_k_index, top_k_weights)
     x = hidden_states.float()
     plan.provider.observe(plan.layer, x, top_k_index, top_k_weights)
-    if plan.last_row_only and len(x) > 1:
+    if only_last_row(plan, len(x)):
         out = torch.zeros_like(hidden_states)
         out[-1:] = _compute(module, plan, x[-1:], top_k_index[-1:], top_k_weights[-1:])
         return out
     return _compute(module, plan, x, top_k_index, top_k_weights).to(hidden_states.dtype)
+
+
+def only_last_row(plan: ExpertsPlan, rows: int) -> bool:
+    """Whether of these rows only the last one's output is read by anybody."""
+    return plan.last_row_only and rows > 1 and not getattr(_pass, "of_several_chats", False)
+
+
+@contextmanager
+def several_chats() -> Iterator[None]:
+    """While this thread runs a pass whose rows are of different chats, each of them the last of its own."""
+    _pass.of_several_chats = True
+    try:
+        yield
+    finally:
+        _pass.of_several_chats = False
 
 
 def _compute(

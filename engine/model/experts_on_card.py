@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.model import packed_on_card
-from engine.model.experts import ExpertsPlan, Pairs, expert_on_host
+from engine.model.experts import ExpertsPlan, Pairs, expert_on_host, only_last_row
 from engine.model.packed_product import PackedMatrix
 
 
@@ -45,7 +45,7 @@ def compute_on_card(
     routing = torch.stack((top_k_index.double(), top_k_weights.double())).cpu()  # exact for both, and one transfer
     index, weights = routing[0].long(), routing[1].float()
     plan.provider.observe(plan.layer, cast(torch.Tensor, ReadWhenAsked(hidden_states)), index, weights)
-    if plan.last_row_only and len(hidden_states) > 1:
+    if only_last_row(plan, len(hidden_states)):
         out = torch.zeros_like(hidden_states)
         out[-1:] = _compute(module, plan, hidden_states[-1:], index[-1:], top_k_weights[-1:])
         return out

@@ -87,6 +87,9 @@ def test_experts_that_the_processor_computes_give_the_same(family, card, monkeyp
         for prompt, answer in zip(prompts, answers, strict=True):
             assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), answer, prompt, stock)
         assert 0 < engine.stats().computed_far < engine.stats().misses
+        engine.record_routing(True)
+        engine.generate_ids(prompts[1], 4)
+        engine.record_routing(False)
         engine._host_tier.check()
         assert not engine._host_tier._in_use
     with Engine.load(tiny_checkpoint(family), budget="20%") as engine:

@@ -1,0 +1,135 @@
+"""Several answers at once: each step reads one token of every chat in one pass; chats join and leave at any token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.cache.expert_cache import ExpertCache
+from engine.generation.activity import Activity
+from engine.generation.sampling import Sampler
+from engine.generation.sequence import TokenSequence
+from engine.generation.step_gate import StepGate
+from engine.model.ragged_step import RaggedStep
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One prompt; `sampler` draws its answer and nobody else's."""
+
+    prompt: tuple[int, ...]
+    sampler: Sampler
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """`number` counts requests from 0. `reason` is "stop" or "length"; `ids` end with and include an end token."""
+
+    number: int
+    ids: list[int]
+    reason: str
+
+
+@dataclass(eq=False)
+class _Member:
+    number: int
+    request: BatchRequest
+    sequence: TokenSequence
+    ids: list[int] = field(default_factory=list)  # prompt and answer; the last was chosen, but not read yet
+
+
+class BatchDecoding:
+    """As many chats at once as there are `sequences`, each with keys and values of its own.
+
+    `joint` reads their tokens in one pass; where it is None, one after another. Prompts are read one by one.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[TokenSequence],
+        joint: RaggedStep | None,
+        experts: ExpertCache,
+        end_ids: Collection[int],
+        gate: StepGate,
+        activity: Activity,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._free = list(sequences)
+        self._joint, self._experts = joint, experts
+        self._end_ids = end_ids
+        self._gate, self._activity, self._cancelled = gate, activity, cancelled
+        self._members: list[_Member] = []
+
+    def answers(self, requests: Iterable[BatchRequest]) -> Iterator[BatchAnswer]:
+        """Each answer as it ends, not in the order of the requests, which are taken as places become free.
+
+        Ends early, with what is whole, once cancelled. Raises what a single answer raises.
+        """
+        waiting = enumerate(requests)
+        try:
+            while not self._cancelled():
+                while self._free and (next_one := next(waiting, None)) is not None:
+                    yield from self._join(*next_one)
+                if not self._members:
+                    return
+                yield from self._step()
+        finally:
+            for member in list(self._members):
+                self._leave(member)
+
+    def _join(self, number: int, request: BatchRequest) -> Iterator[BatchAnswer]:
+        member = _Member(number, request, self._free.pop(), list(request.prompt))
+        self._members.append(member)
+        sequence, logits = member.sequence, None
+        sequence.keep_common_start(request.prompt)  # of what was read here before, a system prompt for instance
+        chunks = sequence.chunks(request.prompt)
+        self._activity.prefill_planned(sum(map(len, chunks)))
+        for chunk in chunks:
+            with self._gate.step(), self._activity.prefill(len(chunk)):
+                logits = sequence.prefill(chunk, self._cancelled)
+        assert logits is not None
+        yield from self._choose(member, logits)
+
+    def _step(self) -> Iterator[BatchAnswer]:
+        members = list(self._members)
+        with self._gate.step(), self._activity.step(len(members)):
+            rows = self._read([member.sequence for member in members], [member.ids[-1] for member in members])
+        for member, logits in zip(members, rows, strict=True):
+            yield from self._choose(member, logits)
+
+    def _read(self, sequences: list[TokenSequence], tokens: list[int]) -> Sequence[torch.Tensor]:
+        if self._joint is None or len(sequences) == 1:
+            return [sequence.step(token) for sequence, token in zip(sequences, tokens, strict=True)]
+        self._experts.begin_joint_step()
+        try:
+            rows = self._joint([sequence.kv for sequence in sequences], tokens)
+        except BaseException:
+            for sequence in sequences:
+                sequence.kv.crop(sequence.length)
+            raise
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.has_read(token)
+        self._experts.step_ended()
+        return list(rows)
+
+    def _choose(self, member: _Member, logits: torch.Tensor) -> Iterator[BatchAnswer]:
+        token = member.request.sampler.choose(logits, member.ids)
+        member.ids.append(token)
+        self._activity.token()
+        new_tokens = len(member.ids) - len(member.request.prompt)
+        full = len(member.ids) > member.sequence.context_length
+        if token in self._end_ids:
+            yield self._ended(member, "stop")
+        elif new_tokens >= member.request.max_new_tokens or full:
+            yield self._ended(member, "length")
+
+    def _ended(self, member: _Member, reason: str) -> BatchAnswer:
+        self._leave(member)
+        return BatchAnswer(member.number, member.ids[len(member.request.prompt) :], reason)
+
+    def _leave(self, member: _Member) -> None:
+        self._members.remove(member)
+        self._free.append(member.sequence)
