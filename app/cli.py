@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from app.commands.batch import batch
 from app.commands.bench import bench
 from app.commands.chat import chat
 from app.commands.doctor import doctor
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(page)
 app.command()(chat)
+app.command()(batch)
 app.command()(doctor)
 app.command()(simulate)
 app.command()(train_predictor)

@@ -23,9 +23,10 @@ from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import EngineBusy, EngineClosed, InvalidSetting, NotEnoughMemory
 from engine.generation.activity import Activity
 from engine.generation.answer import Answer
-from engine.generation.batch import BatchAnswer, BatchDecoding, BatchRequest
+from engine.generation.batch import BatchDecoding
 from engine.generation.prompt import Message, encode_chat
-from engine.generation.sampling import Sampler, SamplingSettings
+from engine.generation.request import BatchAnswer, BatchPrompt, SamplingSettings
+from engine.generation.sampling import Sampler
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
@@ -300,7 +301,7 @@ class Engine:
         Raises ContextFull, EngineBusy, EngineClosed, InvalidSetting, TransferFailed.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        self._check_prompt(prompt, max_new_tokens)
+        self.check_prompt(prompt, max_new_tokens)
         with self._one_answer():
             answer = self._answer(prompt, max_new_tokens, settings)
             return [token for token, _ in answer.tokens() if token is not None]
@@ -323,13 +324,11 @@ class Engine:
         Closing the iterator early cancels. Raises what `generate_ids` raises, most of it before the first event.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        if self.tokenizer is None:
-            raise InvalidSetting("This checkpoint has no tokenizer.", "Use generate_ids, or add its tokenizer files.")
-        prompt = encode_chat(self.tokenizer, messages, self._end_ids())
-        self._check_prompt(prompt, max_new_tokens)
+        prompt = self.encode(messages)
+        self.check_prompt(prompt, max_new_tokens)
         if self._busy.locked():
             raise _busy_error()
-        return self._events(prompt, max_new_tokens, settings, TextStream(self.tokenizer, stop))
+        return self._events(prompt, max_new_tokens, settings, TextStream(self._known_tokenizer(), stop))
 
     def generate_batch(
         self,
@@ -342,36 +341,53 @@ class Engine:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Iterator[BatchAnswer]:
+        """`answer_batch` of prompts that are answered alike; the prompt numbered n is drawn with `seed` + n."""
+        drawn = (temperature, top_k, top_p, min_p, repetition_penalty)
+        return self.answer_batch(
+            BatchPrompt(prompt, max_new_tokens, SamplingSettings(*drawn, None if seed is None else seed + number))
+            for number, prompt in enumerate(prompts)
+        )
+
+    def answer_batch(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
         """Answers prompts, up to the `batch_size` of `load` at once, and gives each answer as it ends. Greedy ids are
-        those of each prompt alone. The prompt numbered n is drawn with `seed` + n.
+        those of each prompt alone. Prompts are taken as places become free.
 
         Ends early when cancelled. Raises what `generate_ids` raises, and InvalidSetting without a batch size.
         """
         if not self._batch:
             raise InvalidSetting("The model was loaded to answer one prompt at a time.", "Load it with a batch_size.")
-        requests = (
-            self._batch_request(
-                prompt,
-                max_new_tokens,
-                SamplingSettings(
-                    temperature, top_k, top_p, min_p, repetition_penalty, None if seed is None else seed + number
-                ),
-            )
-            for number, prompt in enumerate(prompts)
-        )
         with self._one_answer(), self._activity.answer():
-            joint = None if supports(self._model, self._batch[0].kv) else RaggedStep(self._model)
             yield from BatchDecoding(
-                self._batch, joint, self._cache, self._end_ids(), self._gate, self._activity, self._cancel.is_set
-            ).answers(requests)
+                self._batch,
+                None if supports(self._model, self._batch[0].kv) else RaggedStep(self._model),
+                self._sampler_of,
+                self._cache,
+                self._end_ids(),
+                self._gate,
+                self._activity,
+                self._cancel.is_set,
+            ).answers(prompts)
 
-    def _batch_request(self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings) -> BatchRequest:
-        self._check_prompt(prompt, max_new_tokens)
-        return BatchRequest(tuple(prompt), Sampler(self._model, settings, len(prompt)), max_new_tokens)
+    def _sampler_of(self, prompt: BatchPrompt) -> Sampler:
+        self.check_prompt(prompt.ids, prompt.max_new_tokens)
+        return Sampler(self._model, prompt.settings, len(prompt.ids))
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat up to where the assistant speaks next. Raises InvalidSetting."""
+        return encode_chat(self._known_tokenizer(), messages, self._end_ids())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids, without special tokens. Raises InvalidSetting."""
+        return str(self._known_tokenizer().decode(list(ids), skip_special_tokens=True))
+
+    def _known_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise InvalidSetting("This checkpoint has no tokenizer.", "Use generate_ids, or add its tokenizer files.")
+        return self.tokenizer
 
     def logits(self, prompt: Sequence[int]) -> torch.Tensor:
         """fp32 logits [vocab] after `prompt`, for measuring; raises what `generate_ids` raises."""
-        self._check_prompt(prompt, 1)
+        self.check_prompt(prompt, 1)
         with self._one_answer(), self._gate.step():
             self._sequence.keep_common_start(prompt)
             return [self._sequence.prefill(chunk) for chunk in self._sequence.chunks(prompt)][-1].clone()
@@ -419,7 +435,8 @@ class Engine:
             finally:
                 self._busy.release()
 
-    def _check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+    def check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raises what `generate_ids` would raise for this prompt: InvalidSetting, ContextFull, EngineClosed."""
         self._raise_if_closed()
         vocabulary = self._model.config.get_text_config().vocab_size
         if not prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,11 @@ EXPERT_COUNT_SETTINGS = (
     "num_routed_experts",
 )
 TOP_K_SETTINGS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+
+
+_changing_libraries = threading.Lock()
+"""Held while a model is constructed: transformers replaces functions of its classes and of torch meanwhile, and two
+threads doing so at once would leave the replacements in place (no weights are tied from then on)."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def _on_meta(model_class: type[PreTrainedModel], config: Any, dtype: torch.dtype
     for key in config.sub_configs:
         if getattr(config, key, None) is not None:
             getattr(config, key).dtype = dtype
-    with ExitStack() as stack:
+    with _changing_libraries, ExitStack() as stack:
         for context in model_class.get_init_context(dtype, False, False, None):
             stack.enter_context(context)
         model = model_class(config)

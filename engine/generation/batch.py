@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from engine.cache.expert_cache import ExpertCache
 from engine.generation.activity import Activity
+from engine.generation.request import BatchAnswer, BatchPrompt
 from engine.generation.sampling import Sampler
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.model.ragged_step import RaggedStep
 
 
-@dataclass(frozen=True)
-class BatchRequest:
-    """One prompt; `sampler` draws its answer and nobody else's."""
-
-    prompt: tuple[int, ...]
-    sampler: Sampler
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class BatchAnswer:
-    """`number` counts requests from 0. `reason` is "stop" or "length"; `ids` end with and include an end token."""
-
-    number: int
-    ids: list[int]
-    reason: str
-
-
 @dataclass(eq=False)
 class _Member:
     number: int
-    request: BatchRequest
+    prompt: BatchPrompt
+    sampler: Sampler
     sequence: TokenSequence
-    ids: list[int] = field(default_factory=list)  # prompt and answer; the last was chosen, but not read yet
+    ids: list[int]  # prompt and answer; the last was chosen, but not read yet
 
 
 class BatchDecoding:
     """As many chats at once as there are `sequences`, each with keys and values of its own.
 
-    `joint` reads their tokens in one pass; where it is None, one after another. Prompts are read one by one.
+    `joint` reads their tokens in one pass; where it is None, one after another. Prompts are read one by one;
+    `sampler_of` makes what draws a prompt's answer, and raises for a prompt that cannot be answered.
     """
 
     def __init__(
         self,
         sequences: Sequence[TokenSequence],
         joint: RaggedStep | None,
+        sampler_of: Callable[[BatchPrompt], Sampler],
         experts: ExpertCache,
         end_ids: Collection[int],
         gate: StepGate,
@@ -58,17 +44,17 @@ class BatchDecoding:
         cancelled: Callable[[], bool],
     ) -> None:
         self._free = list(sequences)
-        self._joint, self._experts = joint, experts
+        self._joint, self._sampler_of, self._experts = joint, sampler_of, experts
         self._end_ids = end_ids
         self._gate, self._activity, self._cancelled = gate, activity, cancelled
         self._members: list[_Member] = []
 
-    def answers(self, requests: Iterable[BatchRequest]) -> Iterator[BatchAnswer]:
-        """Each answer as it ends, not in the order of the requests, which are taken as places become free.
+    def answers(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
+        """Each answer as it ends, not in the order of the prompts, which are taken as places become free.
 
         Ends early, with what is whole, once cancelled. Raises what a single answer raises.
         """
-        waiting = enumerate(requests)
+        waiting = enumerate(prompts)
         try:
             while not self._cancelled():
                 while self._free and (next_one := next(waiting, None)) is not None:
@@ -80,12 +66,13 @@ class BatchDecoding:
             for member in list(self._members):
                 self._leave(member)
 
-    def _join(self, number: int, request: BatchRequest) -> Iterator[BatchAnswer]:
-        member = _Member(number, request, self._free.pop(), list(request.prompt))
+    def _join(self, number: int, prompt: BatchPrompt) -> Iterator[BatchAnswer]:
+        sampler = self._sampler_of(prompt)
+        member = _Member(number, prompt, sampler, self._free.pop(), list(prompt.ids))
         self._members.append(member)
         sequence, logits = member.sequence, None
-        sequence.keep_common_start(request.prompt)  # of what was read here before, a system prompt for instance
-        chunks = sequence.chunks(request.prompt)
+        sequence.keep_common_start(prompt.ids)  # of what was read here before, a system prompt for instance
+        chunks = sequence.chunks(prompt.ids)
         self._activity.prefill_planned(sum(map(len, chunks)))
         for chunk in chunks:
             with self._gate.step(), self._activity.prefill(len(chunk)):
@@ -116,19 +103,19 @@ class BatchDecoding:
         return list(rows)
 
     def _choose(self, member: _Member, logits: torch.Tensor) -> Iterator[BatchAnswer]:
-        token = member.request.sampler.choose(logits, member.ids)
+        token = member.sampler.choose(logits, member.ids)
         member.ids.append(token)
         self._activity.token()
-        new_tokens = len(member.ids) - len(member.request.prompt)
+        new_tokens = len(member.ids) - len(member.prompt.ids)
         full = len(member.ids) > member.sequence.context_length
         if token in self._end_ids:
             yield self._ended(member, "stop")
-        elif new_tokens >= member.request.max_new_tokens or full:
+        elif new_tokens >= member.prompt.max_new_tokens or full:
             yield self._ended(member, "length")
 
     def _ended(self, member: _Member, reason: str) -> BatchAnswer:
         self._leave(member)
-        return BatchAnswer(member.number, member.ids[len(member.request.prompt) :], reason)
+        return BatchAnswer(member.number, member.ids[len(member.prompt.ids) :], reason)
 
     def _leave(self, member: _Member) -> None:
         self._members.remove(member)

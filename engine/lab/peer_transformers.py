@@ -42,7 +42,8 @@ class StockTransformers:
         if request.get("implementation"):
             self.model.set_experts_implementation(request["implementation"])
         clock = TokenClock([Path(file) for file in request.get("drop_pages", ())])
-        prompt = torch.tensor([request["ids"]], device=self.model.device)
+        away = self.model.device.type == "meta"  # offloaded: its hooks bring what they compute with
+        prompt = torch.tensor([request["ids"]], device="cpu" if away else self.model.device)
         with torch.inference_mode():
             whole = self.model.generate(
                 prompt,

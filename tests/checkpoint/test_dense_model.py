@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
 from engine.checkpoint.dense_model import DenseModel, load_dense
 from engine.checkpoint.expert_index import ExpertKey
 from engine.checkpoint.safetensors_header import SINGLE_NAME
+from engine.checkpoint.skeleton import build_skeleton
 from engine.checkpoint.tensor_reader import TensorReader
 from engine.errors import CheckpointCorrupt, CheckpointUnreadable, NotAMoeModel, UnsupportedModel
 from engine.model.experts import attach
@@ -263,3 +265,21 @@ def test_memory_while_and_after_loading(tmp_path):
     assert dense.index.dense_bytes > 190 * MIB
     assert _memory("VmHWM") - before < dense.index.dense_bytes + 64 * MIB
     assert _memory("VmRSS") - before < dense.index.dense_bytes + 32 * MIB
+
+
+def test_threads_that_look_at_models_at_once_leave_the_library_as_it_was():
+    tie_weights, linspace = PreTrainedModel.tie_weights, torch.linspace
+    paths = [tiny_checkpoint(family) for family in ("mixtral", "olmoe", "granitemoe")]
+
+    def look() -> None:
+        for _ in range(4):
+            for path in paths:
+                build_skeleton(path)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert PreTrainedModel.tie_weights is tie_weights
+    assert torch.linspace is linspace and torch.get_default_dtype() == torch.float32

@@ -1,0 +1,82 @@
+"""`batch`: a file of prompts, several at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, Precision
+from app.terminal import INTERRUPTED, AsJson, command, present
+from app.terminal_progress import Progress
+
+
+@command
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Lines of OpenAI's batch format.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="A line for each, in the same order.")],
+    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Prompts answered at once.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where its line does not say.")] = 512,
+    seed: Annotated[int, typer.Option(help="Its line's number is added; lines may have their own.")] = 0,
+    model: Model = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    link: Link = None,
+    precision: Precision = None,
+    device: Device = None,
+    context_length: ContextLength = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers a file of prompts, several at once. Ctrl-C or a kill lose nothing: the same command goes on."""
+    from app.settings import load_settings
+
+    given = {
+        "model": model,
+        "budget": budget,
+        "policy": policy,
+        "link": link,
+        "precision": precision,
+        "device": device,
+        "context_length": context_length,
+    }
+    options = load_settings(given).engine_options()
+
+    def work(on_progress: Progress) -> dict[str, Any]:
+        from app.batch_job import BatchSettings, count_lines, run_batch
+        from app.batch_output import BatchOutput
+        from app.terminal_chat import ctrl_c_cancels
+        from engine import Engine
+
+        count_lines(source)  # a file that cannot be read is told before anything is loaded
+        with (
+            BatchOutput(target) as output,
+            Engine.load(**options, batch_size=batch_size, on_progress=on_progress) as engine,
+            ctrl_c_cancels(engine) as stopped,
+        ):
+            return run_batch(engine, source, output, BatchSettings(max_tokens, seed), on_progress, stopped)
+
+    report = present(work, _show, as_json)
+    if report["stopped"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("answered", f"{report['lines_written']:,} of {report['lines']:,} lines")
+    if report["lines_kept"]:
+        table.add_row("of them before", f"{report['lines_kept']:,}")
+    if report["lines_failed"]:
+        table.add_row("with an error", f"{report['lines_failed']:,}")
+    table.add_row("speed", f"{report['tokens_per_second']:.1f} tokens/s, {report['tokens']:,} tokens")
+    table.add_row("experts", f"{report['experts_per_token']:.1f} a token, {report['hit_rate']:.0%} were there")
+    table.add_row("moved", f"{report['bytes_moved'] / 1e9:.2f} GB")
+    table.add_row("file", report["file"])
+    Console().print(table)
+    if report["stopped"]:
+        print("Stopped; the same command goes on from here.")
