@@ -162,8 +162,9 @@ def _policy_words(policy: str) -> str:
     if policy != AUTO:
         return f"Experts leave the cache by the policy {policy}."
     return (
-        "Where a predictor was trained for the model, experts are loaded and leave by what it predicts, as long as "
-        "that pays; else they leave by whichever plain policy has hit most lately."
+        "Where a predictor was trained for the model and experts come over a link, or from a disk that does not fit "
+        "into RAM, they are loaded and leave by what it predicts, as long as that pays; else they leave by whichever "
+        "plain policy has hit most lately."
     )
 
 

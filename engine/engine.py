@@ -30,6 +30,7 @@ from engine.generation.sampling import Sampler
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
+from engine.hardware.available_memory import available_ram_bytes
 from engine.hardware.memory_plan import Footprint, MemoryPlan, format_bytes
 from engine.hardware.vram_watch import Change, Observation
 from engine.loading import (
@@ -100,7 +101,8 @@ class Engine:
         self._emulation = emulate_card(opened, dense, on_progress)
         self._recent = RecentRouting(index.experts_per_layer, index.top_k)
         self._traced_model = identify(self._model, self.model_name, self._experts_per_layer, self._top_k)
-        self._policy = choose_policy(policy, self._traced_model.fingerprint)
+        in_page_cache = self._link == "disk" and index.total_bytes + plan.near_bytes_total < available_ram_bytes()
+        self._policy = choose_policy(policy, self._traced_model.fingerprint, in_page_cache)
         self._foresight = self._make_foresight()
         listener = self._listener()
         self._cache = ExpertCache(

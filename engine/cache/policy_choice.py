@@ -17,7 +17,7 @@ _PLAIN: dict[str, MakePolicy] = {
     "lfu": lambda layers: DecayedLFU(),
 }
 PLAIN_POLICIES = tuple(_PLAIN)
-AUTO = "auto"  # predictive where a predictor was trained for the model, else adaptive
+AUTO = "auto"  # predictive or adaptive: see engine.routing.foresight.choose_policy
 ADAPTIVE = "adaptive"  # whichever plain policy has hit most lately
 PREDICTIVE = "predictive"  # eviction and prefetching together: see engine.routing.foresight
 POLICY_NAMES = (AUTO, *PLAIN_POLICIES, ADAPTIVE, PREDICTIVE)

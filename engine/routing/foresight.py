@@ -65,10 +65,16 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     )
 
 
-def choose_policy(asked: str, fingerprint: str) -> str:
-    """What "auto" means for this model; any other policy as it was asked for."""
+def choose_policy(asked: str, fingerprint: str, from_page_cache: bool = False) -> str:
+    """What "auto" means for this model; any other policy as it was asked for.
+
+    `from_page_cache`: experts are copied out of RAM by the processor that computes. A guess then takes its time even
+    where nobody waits: predicting was measured to cost a tenth of the speed there.
+    """
     if asked != AUTO:
         return asked
+    if from_page_cache:
+        return ADAPTIVE
     stored, _ = find_predictor(fingerprint)
     return ADAPTIVE if stored is None else PREDICTIVE
 

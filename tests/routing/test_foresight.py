@@ -30,6 +30,8 @@ def test_auto_predicts_where_a_predictor_was_trained_for_the_model():
     own_predictor("some-model")
     assert choose_policy(AUTO, "some-model") == PREDICTIVE
     assert choose_policy(AUTO, "another-model") == ADAPTIVE
+    assert choose_policy(AUTO, "some-model", from_page_cache=True) == ADAPTIVE
+    assert choose_policy(PREDICTIVE, "some-model", from_page_cache=True) == PREDICTIVE
 
 
 def test_the_predictor_that_comes_along_is_found():
