@@ -125,12 +125,13 @@ class Engine:
         self._sequence = make_sequence(kv=kv, fast_decoder=fast, listener=listener, relief=relief)
         self._batch = [
             make_sequence(
-                kv=KvCache(self._model.config, context_length),
-                fast_decoder=None,
+                kv=kv,
+                fast_decoder=FastDecoder(self._model, kv, self._cache) if reason is None else None,
                 listener=PassListeners(),
                 relief=relief,
+                foresees=False,
             )
-            for _ in range(batch_size)
+            for kv in (KvCache(self._model.config, context_length) for _ in range(batch_size))
         ]
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         emulated = self._emulation.notes if self._emulation else ()

@@ -113,7 +113,7 @@ class ExpertCache:
                 self._counters.prediction_seconds += time.perf_counter() - asked
 
     def begin_joint_step(self) -> None:
-        """A decoding step reads a token of each of several chats: nothing is predicted."""
+        """A decoding step reads a token of each of several chats, or of one in turn: nothing is predicted."""
         self._can_foresee = False
 
     def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from engine.cache.expert_cache import ExpertCache
 from engine.generation.activity import Activity
+from engine.generation.joint_choice import JointChoice
 from engine.generation.request import BatchAnswer, BatchPrompt
 from engine.generation.sampling import Sampler
 from engine.generation.sequence import TokenSequence
@@ -28,7 +30,8 @@ class _Member:
 class BatchDecoding:
     """As many chats at once as there are `sequences`, each with keys and values of its own.
 
-    `joint` reads their tokens in one pass; where it is None, one after another. Prompts are read one by one;
+    `joint` reads their tokens in one pass where that is quicker than one after another; None: it cannot. Prompts are
+    read one by one;
     `sampler_of` makes what draws a prompt's answer, and raises for a prompt that cannot be answered.
     """
 
@@ -48,6 +51,7 @@ class BatchDecoding:
         self._end_ids = end_ids
         self._gate, self._activity, self._cancelled = gate, activity, cancelled
         self._members: list[_Member] = []
+        self._choice = JointChoice()
 
     def answers(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
         """Each answer as it ends, not in the order of the prompts, which are taken as places become free.
@@ -89,10 +93,16 @@ class BatchDecoding:
 
     def _read(self, sequences: list[TokenSequence], tokens: list[int]) -> Sequence[torch.Tensor]:
         if self._joint is None or len(sequences) == 1:
-            return [sequence.step(token) for sequence, token in zip(sequences, tokens, strict=True)]
+            return _apart(sequences, tokens)
+        joint, began = self._choice.joint(len(sequences)), time.perf_counter()
+        rows = self._together(self._joint, sequences, tokens) if joint else _apart(sequences, tokens)
+        self._choice.took(len(sequences), joint, time.perf_counter() - began)
+        return rows
+
+    def _together(self, joint: RaggedStep, sequences: list[TokenSequence], tokens: list[int]) -> Sequence[torch.Tensor]:
         self._experts.begin_joint_step()
         try:
-            rows = self._joint([sequence.kv for sequence in sequences], tokens)
+            rows = joint([sequence.kv for sequence in sequences], tokens)
         except BaseException:
             for sequence in sequences:
                 sequence.kv.crop(sequence.length)
@@ -120,3 +130,7 @@ class BatchDecoding:
     def _leave(self, member: _Member) -> None:
         self._members.remove(member)
         self._free.append(member.sequence)
+
+
+def _apart(sequences: list[TokenSequence], tokens: list[int]) -> Sequence[torch.Tensor]:
+    return [sequence.step(token).clone() for sequence, token in zip(sequences, tokens, strict=True)]

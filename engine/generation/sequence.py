@@ -44,8 +44,11 @@ class TokenSequence:
         fast_decoder: StepDecoder | None,
         listener: PassListener,
         relief: MemoryRelief | None = None,
+        foresees: bool = True,
     ) -> None:
-        """`relief`: what to do when the device runs out of memory; None where that cannot be helped."""
+        """`relief`: what to do when the device runs out of memory; None where that cannot be helped. `foresees`: its
+        steps are predicted; not where other chats' steps come between them.
+        """
         self._model = model
         self._kv = kv
         self._experts = experts
@@ -54,6 +57,7 @@ class TokenSequence:
         self._fast = fast_decoder
         self._listener = listener
         self._relief = relief
+        self._foresees = foresees
         self._device = next(model.parameters()).device
         self._ids: list[int] = []
 
@@ -126,7 +130,10 @@ class TokenSequence:
         """Reads one token. Returns fp32 logits [vocab]. Raises ContextFull."""
         if self.length + 1 > self.context_length:
             raise context_full(self.length + 1, self.context_length)
-        self._experts.begin_step(token_id)
+        if self._foresees:
+            self._experts.begin_step(token_id)
+        else:
+            self._experts.begin_joint_step()
         fast = self._fast
         if fast is None:
             logits = self._slow_step(token_id)

@@ -10,6 +10,7 @@ import torch
 from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
 from engine.errors import ContextFull, EngineBusy, InvalidSetting, TransferFailed
+from engine.generation.joint_choice import JointChoice
 from tests.engine.oracle import Stock, assert_same_greedy
 from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
 
@@ -26,6 +27,12 @@ def prompts() -> list[list[int]]:
 def in_order(answers) -> list[list[int]]:
     by_number = {answer.number: answer.ids for answer in answers}
     return [by_number[number] for number in range(len(by_number))]
+
+
+@pytest.fixture(autouse=True)
+def both_ways(monkeypatch):
+    """Two chats are read one after another, any other number together, whatever takes how long."""
+    monkeypatch.setattr(JointChoice, "joint", lambda self, chats: chats != 2)
 
 
 @pytest.mark.parametrize(
