@@ -178,3 +178,20 @@ def _number(value: float | None) -> str:
 
 def _size(value: int | None) -> str:
     return "" if value is None else f"{value / 1e9:.2f} GB"
+
+
+def show_batch(report: dict[str, Any]) -> None:
+    """A row for each number of prompts at once and each way."""
+    table = Table("budget", "at once", "a step is read", "tokens/s", "experts/token", "hit", "MB/token", "stall")
+    for run in report["runs"]:
+        table.add_row(
+            run["budget"],
+            str(run["batch_size"]),
+            run["way"],
+            f"{run['tokens_per_second']:.1f}",
+            f"{run['experts_per_token']:.1f}",
+            f"{run['hit_rate']:.0%}",
+            f"{run['bytes_per_token'] / 1e6:.0f}",
+            f"{run['stall_share']:.0%}",
+        )
+    Console().print(table)

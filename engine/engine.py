@@ -24,6 +24,7 @@ from engine.errors import EngineBusy, EngineClosed, InvalidSetting, NotEnoughMem
 from engine.generation.activity import Activity
 from engine.generation.answer import Answer
 from engine.generation.batch import BatchDecoding
+from engine.generation.joint_choice import JointChoice
 from engine.generation.prompt import Message, encode_chat
 from engine.generation.request import BatchAnswer, BatchPrompt, SamplingSettings
 from engine.generation.sampling import Sampler
@@ -136,6 +137,7 @@ class Engine:
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         emulated = self._emulation.notes if self._emulation else ()
         self._notes = (*emulated, *(() if kv.can_crop else (_RECURRENT_NOTE,)))
+        self._joint_choice = JointChoice()
         self._activity = Activity()
         self._gate = StepGate()
         self._busy = threading.Lock()
@@ -351,9 +353,10 @@ class Engine:
             for number, prompt in enumerate(prompts)
         )
 
-    def answer_batch(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
+    def answer_batch(self, prompts: Iterable[BatchPrompt], choice: JointChoice | None = None) -> Iterator[BatchAnswer]:
         """Answers prompts, up to the `batch_size` of `load` at once, and gives each answer as it ends. Greedy ids are
-        those of each prompt alone. Prompts are taken as places become free.
+        those of each prompt alone. Prompts are taken as places become free. `choice` of how steps are read: by default
+        whichever way was quicker lately.
 
         Ends early when cancelled. Raises what `generate_ids` raises, and InvalidSetting without a batch size.
         """
@@ -369,6 +372,7 @@ class Engine:
                 self._gate,
                 self._activity,
                 self._cancel.is_set,
+                choice or self._joint_choice,
             ).answers(prompts)
 
     def _sampler_of(self, prompt: BatchPrompt) -> Sampler:

@@ -72,6 +72,41 @@ def bench_larger(
     present(work, lambda report: show_facts(report["runs"][0]), as_json)
 
 
+@bench.command("batch")
+@command
+def bench_batch(
+    model: Model = "demo",
+    sizes: Annotated[str, typer.Option(help="Prompts at once, with commas.")] = "1,2,4,8,16",
+    budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "100%,25%",
+    link: Annotated[str, typer.Option(help="As in chat.")] = "emulated:2.5GBps",
+    policy: Annotated[str, typer.Option(help="Who leaves the cache.")] = "lru-per-layer",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 24,
+    repeats: Repeats = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Several prompts at once: a step in one pass beside a step chat after chat."""
+    from app.bench_tables import show_batch
+
+    if not all(size.isdecimal() and int(size) for size in listed(sizes)):
+        raise typer.BadParameter(f"{sizes!r} is not a list of numbers of 1 or more.", param_hint="--sizes")
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.bench_batch import BatchBenchSettings, run_bench_batch
+
+        settings = BatchBenchSettings(
+            model=model,
+            sizes=tuple(int(size) for size in listed(sizes)),
+            budgets=listed(budget),
+            link=link,
+            policy=policy,
+            tokens=tokens,
+            repeats=repeats,
+        )
+        return run_bench_batch(settings, on_progress)
+
+    present(work, show_batch, as_json)
+
+
 @bench.command("decode")
 @command
 def bench_decode(

@@ -30,7 +30,7 @@ class _Member:
 class BatchDecoding:
     """As many chats at once as there are `sequences`, each with keys and values of its own.
 
-    `joint` reads their tokens in one pass where that is quicker than one after another; None: it cannot. Prompts are
+    `joint` reads their tokens in one pass where `choice` says so, else one after another; None: it cannot. Prompts are
     read one by one;
     `sampler_of` makes what draws a prompt's answer, and raises for a prompt that cannot be answered.
     """
@@ -45,13 +45,14 @@ class BatchDecoding:
         gate: StepGate,
         activity: Activity,
         cancelled: Callable[[], bool],
+        choice: JointChoice,
     ) -> None:
         self._free = list(sequences)
         self._joint, self._sampler_of, self._experts = joint, sampler_of, experts
         self._end_ids = end_ids
         self._gate, self._activity, self._cancelled = gate, activity, cancelled
         self._members: list[_Member] = []
-        self._choice = JointChoice()
+        self._choice = choice
 
     def answers(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
         """Each answer as it ends, not in the order of the prompts, which are taken as places become free.

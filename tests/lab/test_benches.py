@@ -192,3 +192,17 @@ def test_prediction_is_simulated_and_measured_on_the_same_answers():
 def test_prediction_needs_two_prompts():
     with pytest.raises(InvalidSetting, match="One prompt is too few"):
         run_bench_prediction(PredictionSettings(prompts=DEFAULT_PROMPTS[:1]), silent)
+
+
+def test_batches_are_measured_in_both_ways():
+    from engine.lab.bench_batch import BatchBenchSettings, run_bench_batch
+
+    settings = BatchBenchSettings(
+        model=str(tiny_chat_checkpoint()), sizes=(1, 3), budgets=("50%",), link="disk", tokens=4, repeats=1
+    )
+    report = run_bench_batch(settings, silent)
+    runs = {(run["batch_size"], run["way"]): run for run in report["runs"]}
+    assert runs.keys() == {(size, way) for size in (1, 3) for way in ("together", "apart")}
+    assert runs[3, "together"]["experts_per_token"] < runs[3, "apart"]["experts_per_token"]
+    assert runs[1, "together"]["experts_per_token"] == runs[1, "apart"]["experts_per_token"]
+    assert report["ratios"].keys() == {"50%_1", "50%_3"}
