@@ -62,10 +62,12 @@ class ModelDesk:
     @property
     def missing(self) -> str | None:
         """The model that was asked for and is not on this machine, if it may be on the hub."""
+        if not isinstance(self._host.state.error, ModelNotFound):
+            return None  # and nothing heavy is imported for a page while the engine loads
         from engine.checkpoint.catalog import is_repository_name
 
         wanted = str(self._host.options.get("model"))
-        return wanted if isinstance(self._host.state.error, ModelNotFound) and is_repository_name(wanted) else None
+        return wanted if is_repository_name(wanted) else None
 
     @property
     def stamp(self) -> str:
