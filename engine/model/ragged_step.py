@@ -30,7 +30,6 @@ FAMILIES = frozenset(  # whose attention takes what the cache gives as it is, te
         "granitemoe",
         "mixtral",
         "olmoe",
-        "phimoe",
         "qwen2_moe",
         "qwen3_moe",
     ]
