@@ -253,6 +253,8 @@ class Engine:
         """
         placement = place(device, link)
         require_supported(precision)
+        if batch_size < 0:
+            raise InvalidSetting(f"batch_size is {batch_size}.", "It must be 0 (one answer at a time) or more.")
         check_policy(policy)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
         opened = open_checkpoint(files.path, placement.card is not None)
@@ -619,7 +621,8 @@ class Engine:
         """Whoever still holds this engine does not hold the card's memory with it."""
         card = self._placement.card
         if card is not None:
-            self._sequence.free()
+            for chat in (self._sequence, *self._batch):
+                chat.free()
             self._model.to("meta")
             card.release_unused()
 

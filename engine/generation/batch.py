@@ -104,10 +104,14 @@ class BatchDecoding:
         self._experts.begin_joint_step()
         try:
             rows = joint([sequence.kv for sequence in sequences], tokens)
-        except BaseException:
+        except BaseException as error:
             for sequence in sequences:
                 sequence.kv.crop(sequence.length)
-            raise
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            rows = None
+        if rows is None:  # a pass of one chat needs less, and knows what to give up
+            return _apart(sequences, tokens)
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.has_read(token)
         self._experts.step_ended()

@@ -126,10 +126,11 @@ def test_answers_to_other_lines_are_not_added_to(tmp_path):
     before = target.read_bytes()
     with pytest.raises(InvalidSetting, match="other lines"):
         run(other, target)
+    assert target.read_bytes() == before
     target.write_text("this is my diary\n")
     with pytest.raises(InvalidSetting, match="not the answer"):
         run(source, target)
-    assert target.read_text() == "this is my diary\n" and before
+    assert target.read_text() == "this is my diary\n"
 
 
 def test_two_jobs_do_not_write_one_file(tmp_path):

@@ -110,6 +110,16 @@ def test_the_plan_is_made_against_the_card_and_kept_on_it(card):  # noqa: F811
         assert engine.snapshot().plan == plan
 
 
+def test_a_batch_on_a_card_answers_as_stock_does_and_leaves_nothing(card):  # noqa: F811
+    stock, prompts, answers = reference("mixtral")
+    with Engine.load(tiny_checkpoint("mixtral"), budget="40%", batch_size=2) as engine:
+        found = {answer.number: answer.ids for answer in engine.generate_batch(prompts, NEW_TOKENS)}
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            assert_same_greedy(found[number], answer, prompt, stock)
+        chats = engine._batch
+    assert card.allocated_bytes == 0 and not any(chat.kv_bytes for chat in chats)
+
+
 def test_one_read_back_a_layer_is_all_that_decoding_waits_for(card, monkeypatch):  # noqa: F811
     """With every expert there: a choice read back in each MoE layer and the token's logits."""
     path = tiny_checkpoint("mixtral")

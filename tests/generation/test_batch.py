@@ -11,6 +11,7 @@ from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
 from engine.errors import ContextFull, EngineBusy, InvalidSetting, TransferFailed
 from engine.generation.joint_choice import JointChoice
+from engine.model.ragged_step import RaggedStep
 from tests.engine.oracle import Stock, assert_same_greedy
 from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
 
@@ -136,6 +137,26 @@ def test_room_for_each_chat_is_planned():
         assert five.plan.near_bytes_kv == 5 * one.plan.near_bytes_kv
         with pytest.raises(InvalidSetting, match="batch_size"):
             next(one.generate_batch(prompts()))
+    with pytest.raises(InvalidSetting, match="0 .* or more"):
+        Engine.load(path, batch_size=-1)
+
+
+def test_memory_that_runs_out_in_a_joint_pass_has_the_chats_take_turns(monkeypatch):
+    path = tiny_checkpoint("mixtral")
+    with Engine.load(path, budget="50%", policy="lru", batch_size=3) as engine:
+        expected = in_order(engine.generate_batch(prompts(), NEW_TOKENS))
+        joint, passes = RaggedStep.__call__, []
+
+        def short_of_memory(step, chats, tokens):
+            passes.append(len(chats))
+            logits = joint(step, chats, tokens)
+            if len(passes) % 3 == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory (injected).")
+            return logits
+
+        monkeypatch.setattr(RaggedStep, "__call__", short_of_memory)
+        assert in_order(engine.generate_batch(prompts(), NEW_TOKENS)) == expected
+        assert len(passes) > 3
 
 
 def test_a_prompt_that_does_not_fit_is_told():
