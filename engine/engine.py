@@ -543,7 +543,8 @@ class Engine:
     def _all_notes(self) -> tuple[str, ...]:
         problem = self._host_tier.problem if self._host_tier else None
         seen = self._guard.said if self._guard else None
-        return (*self._notes, *filter(None, (problem, seen, self._cache.host_compute_words())))
+        held = self._placement.held.words(self._plan.near_bytes_total, self._placement.read_vram)
+        return (*self._notes, *filter(None, (held, problem, seen, self._cache.host_compute_words())))
 
     # -- recording ------------------------------------------------------------------------------------------------
 

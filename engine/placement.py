@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from engine.errors import InvalidSetting, NotEnoughMemory
 from engine.hardware.available_memory import available_ram_bytes
 from engine.hardware.device import choose_device
 from engine.hardware.gpus import survey_gpus
+from engine.hardware.held_memory import HeldMemory
 from engine.hardware.host_budget import HostBudget, host_budget
 from engine.hardware.memory_plan import Footprint, MemoryPlan, format_bytes, make_plan
 from engine.hardware.torch_cuda import ask_torch
@@ -31,6 +32,7 @@ class Placement:
     reason: str
     card: CardCalls | None = None
     read_vram: VramReader | None = None
+    held: HeldMemory = field(default_factory=HeldMemory)
 
     def plan(
         self, needs: Footprint, budget: str | int, link: str, held_bytes: int = 0, held_ram_bytes: int = 0

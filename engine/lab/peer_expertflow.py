@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import psutil
-
+from engine.hardware.held_memory import file_bytes, own_bytes
 from engine.lab.contender import serve
-from engine.lab.process_memory import file_bytes, peak_rss_bytes
+from engine.lab.process_memory import peak_rss_bytes
 
 
 class ExpertFlow:
@@ -22,7 +21,7 @@ class ExpertFlow:
         from engine.model import kernels  # noqa: F401 - part of what every contender has loaded
 
         torch.set_num_threads(request["threads"])
-        self.imported_bytes = psutil.Process().memory_info().rss - file_bytes()
+        self.imported_bytes = own_bytes()
         begin = time.perf_counter()
         self.engine = Engine.load(
             request["path"],

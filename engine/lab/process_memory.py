@@ -29,11 +29,6 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def file_bytes() -> int:
-    """Of what is resident, pages of files: libraries above all. 0 where the system does not tell (only Linux does)."""
-    return _status_bytes("RssFile") or 0
-
-
 def return_freed_memory() -> None:
     """Gives freed pages back to the system, so that a later memory limit meets what is really in use."""
     if sys.platform == "linux":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
-
-import pytest
 
 from engine.lab.page_cache import drop_pages, weight_files
-from engine.lab.process_memory import file_bytes, peak_rss_bytes, reset_peak_rss, return_freed_memory
+from engine.lab.process_memory import peak_rss_bytes, reset_peak_rss, return_freed_memory
 
 MIB = 1 << 20
 
@@ -34,13 +30,3 @@ def test_dropped_pages_are_read_again(tmp_path):
     assert weight_files(tmp_path) == [file]
     drop_pages([file])
     assert file.read_bytes() == content
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-def test_pages_of_files_are_told_apart_from_memory_of_our_own():
-    before = file_bytes()
-    taken = mmap.mmap(-1, 64 << 20)
-    taken.write(b"x" * len(taken))
-    assert before > 1 << 20  # libraries
-    assert file_bytes() < before + (32 << 20)
-    taken.close()
