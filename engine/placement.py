@@ -25,7 +25,7 @@ _CARD_LINKS = ("auto", "cuda")
 @dataclass(frozen=True)
 class Placement:
     """`card` is None on the processor. `reason` says in a sentence why this device. `read_vram` asks the driver how
-    full the card is; None where the driver does not know it by name.
+    full the card is; None where the driver does not know it by name. `held` measures what loading takes from here on.
     """
 
     device: torch.device

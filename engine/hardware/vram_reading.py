@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,13 +64,18 @@ class VramReader:
         self._allocated_bytes = allocated_bytes
         self._can_spill = moves_vram_to_ram() if can_spill is None else can_spill
         self._handle: Any = None
+        self._lock = threading.Lock()
 
     def __call__(self) -> VramReading:
-        """One reading, a few calls to the driver. Raises DriverFailed; the next call opens the driver again."""
+        """One reading, a few calls to the driver. Raises DriverFailed; the next call opens the driver again.
+
+        May be called from several threads.
+        """
         try:
-            if self._handle is None:
-                self._open()
-            return self._read()
+            with self._lock:
+                if self._handle is None:
+                    self._open()
+                return self._read()
         except nvml.NVMLError as problem:
             self.close()
             raise DriverFailed(
@@ -79,10 +85,11 @@ class VramReader:
 
     def close(self) -> None:
         """Idempotent."""
-        if self._handle is not None:
-            self._handle = None
-            with suppress(nvml.NVMLError):  # a driver that broke meanwhile cannot be left in order either
-                nvml.nvmlShutdown()
+        with self._lock:
+            if self._handle is not None:
+                self._handle = None
+                with suppress(nvml.NVMLError):  # a driver that broke meanwhile cannot be left in order either
+                    nvml.nvmlShutdown()
 
     def __enter__(self) -> VramReader:
         return self
