@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from engine.checkpoint import builtin
+from engine.checkpoint import builder_lock, builtin
 from engine.checkpoint.builtin import builder, manifest, recipe
 from engine.checkpoint.builtin.corrections import quantise
 from engine.checkpoint.builtin.dense import DenseWeights
@@ -355,7 +355,7 @@ class TestCompleteness:
         assert [p.name for p in path.parent.iterdir() if p.is_dir()] == [path.name]
 
     def test_two_builders_at_once_build_once(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(builtin, "LOCK_POLL_SECONDS", 0.01)
+        monkeypatch.setattr(builder_lock, "POLL_SECONDS", 0.01)
         building, waiting = threading.Event(), threading.Event()
         stages: dict[str, list[str]] = {"first": [], "second": []}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from engine.checkpoint.builder_lock import builder_lock
 from engine.checkpoint.builtin.builder import BUILDING_PREFIX, Progress, build
 from engine.checkpoint.builtin.dense import DenseWeights, dense_gguf_path
 from engine.checkpoint.builtin.manifest import matches_manifest
@@ -18,7 +18,6 @@ __all__ = ["BUILTIN_NAME", "builtin_path", "ensure_builtin", "is_complete"]
 
 BUILTIN_NAME = "demo"
 LOCK_NAME = f".{BUILTIN_NAME}.lock"
-LOCK_POLL_SECONDS = 0.5
 
 
 def builtin_path() -> Path:
@@ -42,32 +41,20 @@ def ensure_builtin(on_progress: Progress | None = None) -> Path:
     if is_complete(target):
         return target
     dense_gguf_path()  # raises before anything is removed
-    lock = _locked(target.parent, report)
-    try:
+    folder = target.parent
+    waiting = "waiting for another process that is building the built-in model"
+    with builder_lock(folder / LOCK_NAME, waiting, report, partial(_not_writable, folder)):
         if not is_complete(target):
             _remove_replaced(target, report)
             build(target, load_recipe(), DenseWeights(), report)
-    finally:
-        lock.release()
     return target
 
 
-def _locked(folder: Path, report: Progress) -> FileLock:
-    """The only builder on this machine holds this; a killed one loses it."""
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            report("waiting for another process that is building the built-in model", 0, 0)
-            lock.acquire(poll_interval=LOCK_POLL_SECONDS)
-    except OSError as error:
-        raise BuildFailed(
-            f"the folder for models, {folder}, cannot be written: {error.strerror or error}",
-            "make it writable, or set EXPERTFLOW_HOME to another folder",
-        ) from error
-    return lock
+def _not_writable(folder: Path, error: OSError) -> BuildFailed:
+    return BuildFailed(
+        f"the folder for models, {folder}, cannot be written: {error.strerror or error}",
+        "make it writable, or set EXPERTFLOW_HOME to another folder",
+    )
 
 
 def _remove_replaced(target: Path, report: Progress) -> None:

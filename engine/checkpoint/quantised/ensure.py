@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from engine.checkpoint.builder_lock import builder_lock
 from engine.checkpoint.builtin.manifest import flush_folder
 from engine.checkpoint.dense_model import OpenedCheckpoint
 from engine.checkpoint.expert_index import ExpertIndex, ExpertKey
@@ -31,7 +32,6 @@ from engine.errors import BuildFailed, DiskFull, InvalidSetting
 Progress = Callable[[str, int, int], None]
 
 LOCK_NAME = ".lock"
-LOCK_POLL_SECONDS = 0.5
 MANIFEST_ROOM_BYTES = 1 << 20
 
 
@@ -63,13 +63,12 @@ def ensure_quantised(index: QuantisedIndex, on_progress: Progress | None = None)
     report = on_progress or (lambda stage, done, total: None)
     if read_manifest(index.folder) is not None:
         return index
-    lock = _locked(index.folder.parent, report)
-    try:
+    folder = index.folder.parent
+    waiting = "Waiting for another process that is quantising experts"
+    with builder_lock(folder / LOCK_NAME, waiting, report, partial(_not_writable, folder)):
         if read_manifest(index.folder) is None:
             _require_library(index.precision)
             _build(index, report)
-    finally:
-        lock.release()
     return index
 
 
@@ -81,21 +80,6 @@ def _require_library(precision: str) -> None:
             f"Experts cannot be made {precision} here: the library bitsandbytes does not start ({error}).",
             "Install the requirements again, or use the precision native.",
         ) from error
-
-
-def _locked(folder: Path, report: Progress) -> FileLock:
-    """Only one process at a time builds; a killed one loses this."""
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            report("Waiting for another process that is quantising experts", 0, 0)
-            lock.acquire(poll_interval=LOCK_POLL_SECONDS)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    return lock
 
 
 def _remove_replaced(index: QuantisedIndex) -> None:
