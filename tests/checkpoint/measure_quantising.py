@@ -1,5 +1,5 @@
 """Run in a process of its own: what quantising and running a quantised model take, as JSON. Arguments: checkpoint,
-and the folder for the copy."""
+the folder for the copy, and the precision."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from engine.paths import HOME_VARIABLE
 BUDGETS = ("20%", "60%", "100%")
 
 
-def main(path: Path, home: str) -> None:
+def main(path: Path, home: str, precision: str) -> None:
     kernels.available()
     os.environ[HOME_VARIABLE] = home  # not before: compiled kernels are found in the usual place
     process = psutil.Process()
-    index = plan_quantised(open_checkpoint(path), "nf4")
+    index = plan_quantised(open_checkpoint(path), precision)
     imported = process.memory_info().rss
     reset_peak_rss()
     ensure_quantised(index)
@@ -33,11 +33,11 @@ def main(path: Path, home: str) -> None:
     for budget in BUDGETS:
         before = process.memory_info().rss
         reset_peak_rss()
-        with Engine.load(path, precision="nf4", budget=budget) as engine:
+        with Engine.load(path, precision=precision, budget=budget) as engine:
             engine.generate_ids([5 + n % 900 for n in range(100)], 8)
             report["runs"].append({"peak": peak_rss_bytes() - before, "plan": engine.plan.near_bytes_total})
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

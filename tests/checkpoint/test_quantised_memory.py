@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -34,7 +35,8 @@ def large_checkpoint(folder) -> int:
     return sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name)
 
 
-def test_quantising_and_running_stay_within_their_memory(tmp_path):
+@pytest.mark.parametrize("precision", ("int8", "nf4"))
+def test_quantising_and_running_stay_within_their_memory(precision, tmp_path):
     native_bytes = large_checkpoint(tmp_path / "model")
     command = [
         sys.executable,
@@ -42,6 +44,7 @@ def test_quantising_and_running_stay_within_their_memory(tmp_path):
         "tests.checkpoint.measure_quantising",
         str(tmp_path / "model"),
         str(tmp_path / "home"),
+        precision,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
