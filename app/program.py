@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.answers import Answers
 from app.chats import ChatStore
 from app.engine_host import EngineHost, Loader
-from app.learning import Learning
+from app.learning.learning import Learning
 from app.model_desk import ModelDesk
 from app.panel_history import PanelHistory
 from app.preferences import Preferences

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.learning_run import forget_runs, runs_dir
+from app.learning.run import forget_runs, runs_dir
 from app.preferences import Preferences
 from app.settings import Settings
 from engine.errors import EngineError, TraceStoreUnavailable, UnsupportedModel

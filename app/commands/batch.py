@@ -43,8 +43,8 @@ def batch(
     options = load_settings(given).engine_options()
 
     def work(on_progress: Progress) -> dict[str, Any]:
-        from app.batch_job import BatchSettings, count_lines, run_batch
-        from app.batch_output import BatchOutput
+        from app.batch.job import BatchSettings, count_lines, run_batch
+        from app.batch.output import BatchOutput
         from app.terminal_chat import ctrl_c_cancels
         from engine import Engine
 

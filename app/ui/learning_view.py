@@ -6,9 +6,9 @@ import math
 import time
 from html import escape
 
-from app.learning import Learning, LearningState
-from app.learning_need import LearningLimits, Need
-from app.learnt import Learnt, Lesson
+from app.learning.learning import Learning, LearningState
+from app.learning.learnt import Learnt, Lesson
+from app.learning.need import LearningLimits, Need
 from engine.routing.predictor_files import learnt_dir
 
 

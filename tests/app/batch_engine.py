@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from app.batch_job import BatchSettings, run_batch
-from app.batch_output import BatchOutput
+from app.batch.job import BatchSettings, run_batch
+from app.batch.output import BatchOutput
 from engine.errors import ContextFull
 from engine.generation.request import BatchAnswer, BatchPrompt
 from engine.metrics import EngineStats

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batch_job import BatchSettings, run_batch
-from app.batch_lines import BadLine, BatchLine, answer_line, read_line
-from app.batch_output import BatchOutput
+from app.batch.job import BatchSettings, run_batch
+from app.batch.lines import BadLine, BatchLine, answer_line, read_line
+from app.batch.output import BatchOutput
 from engine.errors import InvalidSetting
 from tests.app.batch_engine import CountingEngine
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.learning import Learning
-from app.learning_need import LearningLimits, conversations_missing
-from app.learning_run import Worker, begin_run, forget_runs, runs_dir
-from app.learnt import predictor_file, read_learnt, write_learnt
+from app.learning.learning import Learning
+from app.learning.learnt import predictor_file, read_learnt, write_learnt
+from app.learning.need import LearningLimits, conversations_missing
+from app.learning.run import Worker, begin_run, forget_runs, runs_dir
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords, forget_all, record_path, recorded
 from app.settings import load_settings, save_changes

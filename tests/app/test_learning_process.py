@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from app.learning_child import job
-from app.learning_process import LearningProcess
+from app.learning.child import job
+from app.learning.process import LearningProcess
 from engine.routing.predictor_files import own_dir
 from engine.routing.predictors.recurrent_network import RecurrentSizes
 from engine.routing.predictors.weights_file import read_predictor

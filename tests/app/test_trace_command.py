@@ -99,8 +99,8 @@ def test_bad_input_is_told_in_words(arguments, kind, words):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_forgetting_takes_what_was_learnt_from_chats(out, named, home):  # noqa: F811
-    from app.learning_run import begin_run, runs_dir
-    from app.learnt import Learnt, predictor_file, write_learnt
+    from app.learning.learnt import Learnt, predictor_file, write_learnt
+    from app.learning.run import begin_run, runs_dir
 
     recording = TracedModel("demo", "model one", SHAPE)
     write_traces(record_path(recording), conversations(2, 24))

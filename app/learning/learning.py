@@ -15,11 +15,11 @@ from typing import Literal
 
 import psutil
 
-from app.learning_child import job
-from app.learning_need import LearningLimits, Need, need_of
-from app.learning_process import Learner, LearningProcess
-from app.learning_run import Run, begin_run
-from app.learnt import Learnt, read_learnt, take
+from app.learning.child import job
+from app.learning.learnt import Learnt, read_learnt, take
+from app.learning.need import LearningLimits, Need, need_of
+from app.learning.process import Learner, LearningProcess
+from app.learning.run import Run, begin_run
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
 from app.settings import Settings

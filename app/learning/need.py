@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from app.learnt import Learnt
+from app.learning.learnt import Learnt
 from app.routing_records import RoutingRecords
 from engine.routing.predictor_files import predictor_files
 from engine.routing.training.split import TRAIN_SHARE, VALIDATION_SHARE, part_of

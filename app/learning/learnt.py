@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from app.learning_run import Run
+from app.learning.run import Run
 from engine.routing.predictor_files import learnt_dir
 
 

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEAVING_SECONDS = 5.0
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 LOG = "log.txt"
 
 
 class Learner(Protocol):
-    """What others use of the process. `learnt` and `refused` are what it said in the end, see `app.learning_child`;
+    """What others use of the process. `learnt` and `refused` are what it said in the end, see `app.learning.child`;
     `done` of `total` is how far it has come."""
 
     done: int
@@ -45,7 +45,7 @@ class LearningProcess:
     """One process and the thread that listens to it. All but the constructor is idempotent; not thread-safe."""
 
     def __init__(self, job: str, folder: Path) -> None:
-        """`job` as made by `app.learning_child.job`; what goes wrong is written into `folder`. Raises OSError."""
+        """`job` as made by `app.learning.child.job`; what goes wrong is written into `folder`. Raises OSError."""
         self.done = self.total = 0
         self.learnt: dict[str, Any] | None = None
         self.refused: dict[str, str] | None = None
@@ -53,7 +53,7 @@ class LearningProcess:
         self._log = folder / LOG
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
-                [sys.executable, "-P", "-m", "app.learning_child", job],
+                [sys.executable, "-P", "-m", "app.learning.child", job],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

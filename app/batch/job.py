@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.batch_lines import BadLine, BatchLine, answer_line, error_line, read_line
-from app.batch_output import BatchOutput
+from app.batch.lines import BadLine, BatchLine, answer_line, error_line, read_line
+from app.batch.output import BatchOutput
 from engine.errors import EngineClosed, EngineError, InvalidSetting
 from engine.generation.request import BatchPrompt, SamplingSettings
 

@@ -1,0 +1,1 @@
+"""A file of prompts, answered several at once."""
