@@ -1,0 +1,1 @@
+"""Groupings of several conversations' tokens on recorded routing: distinct experts and bytes moved."""

@@ -1,0 +1,186 @@
+"""The token scheduler: of the chats that wait for their next token, which are read together now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import InvalidSetting
+from engine.scheduling.fairness import FairPick, least_bound
+from engine.scheduling.group_rows import GroupRows
+from engine.scheduling.groupings import (
+    AUTO,
+    CACHE_AWARE,
+    OFF,
+    WAVES,
+    Grouping,
+    Rounds,
+    Waiting,
+    check_scheduler,
+    make_grouping,
+)
+from engine.scheduling.measured_choice import MeasuredChoice
+from engine.scheduling.paths import PathForecast
+from engine.scheduling.scheduler_stats import SchedulerStats
+
+MOST_PASSED_OVER = 8
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """`name`: one of SCHEDULER_NAMES. `group_size`: most tokens in a pass; None is as many as wait for "off", and half
+    of them for a grouping. `most_passed_over`: passes that may go by while a token waits, or as few as can be kept.
+    Raises InvalidSetting.
+    """
+
+    name: str = AUTO
+    group_size: int | None = None
+    most_passed_over: int = MOST_PASSED_OVER
+
+    def __post_init__(self) -> None:
+        check_scheduler(self.name)
+        if self.group_size is not None and self.group_size < 1:
+            raise InvalidSetting(f"The group size is {self.group_size}.", "It must be 1 or more.")
+        if self.most_passed_over < 0:
+            raise InvalidSetting(f"most_passed_over is {self.most_passed_over}.", "It must be 0 or more.")
+
+
+class TokenScheduler:
+    """Chats are whatever objects the caller tells them apart by. One thread at a time.
+
+    absent: float32 [layers, experts], 1 where an expert is neither there nor coming, asked when a grouping needs it;
+    rows: told of the routing of every pass; forecast: for at least `places` chats at once.
+    """
+
+    def __init__(self, forecast: PathForecast, absent: Callable[[], np.ndarray], rows: GroupRows, places: int) -> None:
+        self._forecast, self._absent, self._rows = forecast, absent, rows
+        shape = forecast.shape
+        self._paths = np.zeros((places, shape.layers, shape.experts), np.float32)
+        self._free = list(range(places))
+        self._chats: dict[Hashable, _Chat] = {}
+        self._stats = SchedulerStats()
+        self.use(SchedulerSettings())
+
+    def use(self, settings: SchedulerSettings) -> None:
+        """From the next pass on. What was measured for "auto" is forgotten."""
+        self._settings = settings
+        names = (OFF, CACHE_AWARE) if settings.group_size else (WAVES, CACHE_AWARE)
+        self._choice = MeasuredChoice(names if settings.name == AUTO else (settings.name,))
+        self._groupings: dict[str, Grouping] = {}
+        self._bound = 0
+
+    def stats(self) -> SchedulerStats:
+        """Since load."""
+        return self._stats
+
+    @contextmanager
+    def group(self, chats: Sequence[Hashable], token_ids: Sequence[int]) -> Iterator[list[int]]:
+        """Who is read now, as places in `chats`, each of which waits to have its token read; leaving it means that they
+        were. After an exception they still wait.
+        """
+        began = time.perf_counter()
+        self._meet(chats)
+        name, size = self._way(len(chats))
+        grouping = self._grouping(name)
+        alone = size >= len(chats)  # nothing to choose
+        follows = grouping.needs_paths and not alone
+        chosen = list(range(len(chats))) if alone else self._choose(chats, token_ids, grouping, size)
+        if follows:
+            self._rows.begin(len(chosen))
+        scheduling = time.perf_counter() - began
+        try:
+            yield chosen
+        except BaseException:
+            self._rows.take()
+            raise
+        ended = time.perf_counter()
+        if follows:
+            self._follow([self._chats[chats[place]] for place in chosen])
+        self._count(chats, chosen, name, ended - began, scheduling + time.perf_counter() - ended)
+
+    def _way(self, waiting: int) -> tuple[str, int]:
+        name = self._choice.name(waiting)
+        if name == WAVES:
+            return name, waiting
+        whole = waiting if name == OFF else -(-waiting // 2)
+        return name, self._settings.group_size or whole
+
+    def _grouping(self, name: str) -> Grouping:
+        if name not in self._groupings:
+            self._groupings[name] = make_grouping(name, self._forecast.shape.top_k)
+        return self._groupings[name]
+
+    def _meet(self, chats: Sequence[Hashable]) -> None:
+        """Chats that are new take places, those that are gone leave theirs."""
+        present = set(chats)
+        for chat in [chat for chat in self._chats if chat not in present]:
+            self._free.append(self._chats.pop(chat).place)
+        now = time.perf_counter()
+        for chat in chats:
+            if chat not in self._chats:
+                self._chats[chat] = _Chat(self._free.pop(), now)
+
+    def _choose(self, chats: Sequence[Hashable], token_ids: Sequence[int], grouping: Grouping, size: int) -> list[int]:
+        known = [self._chats[chat] for chat in chats]
+        passed = np.array([chat.passed_over for chat in known])
+        order = np.argsort(-passed, kind="stable")
+        waiting = Waiting(np.array([chat.place for chat in known]), order)
+        if grouping.needs_paths:
+            self._predict(known, token_ids)
+            waiting = Waiting(waiting.chats, order, self._paths[waiting.chats], self._absent())
+        return grouping.group(waiting, FairPick(self._bound_for(len(chats), size, grouping) - passed, size))
+
+    def _bound_for(self, waiting: int, size: int, grouping: Grouping) -> int:
+        """Never falls, since those who wait already were promised no less; rounds may pass a token over for two."""
+        least = least_bound(waiting, size)
+        asked = self._settings.most_passed_over
+        self._bound = max(self._bound, 2 * least if isinstance(grouping, Rounds) else least, asked)
+        return self._bound
+
+    def _predict(self, known: Sequence[_Chat], token_ids: Sequence[int]) -> None:
+        new = [(chat, token) for chat, token in zip(known, token_ids, strict=True) if not chat.predicted]
+        if not new:
+            return
+        for chat, _ in new:
+            if not chat.followed:
+                self._forecast.begin(chat.place)
+            chat.followed = chat.predicted = True
+        places = [chat.place for chat, _ in new]
+        self._paths[places] = self._forecast.predict(places, [token for _, token in new])
+
+    def _follow(self, read: Sequence[_Chat]) -> None:
+        """Tells the forecast what the group's tokens really used."""
+        told = self._rows.take()
+        for chat in read:
+            chat.followed = told is not None
+        if told is not None:
+            self._forecast.observed([chat.place for chat in read], *told)
+
+    def _count(self, chats: Sequence[Hashable], chosen: Sequence[int], name: str, took: float, own: float) -> None:
+        self._choice.took(len(chats), len(chosen), took)
+        read, now = {chats[place] for place in chosen}, time.perf_counter()
+        passes, seconds = 0, 0.0
+        for key, chat in self._chats.items():
+            if key not in read:
+                chat.passed_over += 1
+                continue
+            passes, seconds = max(passes, chat.passed_over), max(seconds, now - chat.since)
+            chat.followed = chat.followed and chat.predicted  # a token read unpredicted leaves a gap
+            chat.passed_over, chat.predicted, chat.since = 0, False, now
+        self._stats = self._stats.after(name, len(chosen), took, own, passes, seconds)
+
+
+@dataclass
+class _Chat:
+    """One chat's waiting token. `since` it was known; `predicted`: its path is; `followed`: the forecast knows all of
+    its chat's tokens but this one."""
+
+    place: int
+    since: float
+    passed_over: int = 0
+    predicted: bool = False
+    followed: bool = False
