@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +17,13 @@ from engine.cache.policy_choice import PREDICTIVE, check_policy, make_policy
 from engine.card_emulation import emulate_card
 from engine.checkpoint.dense_model import DenseModel, open_checkpoint, read_dense
 from engine.checkpoint.expert_index import ExpertIndex
-from engine.errors import EngineBusy, EngineClosed, InvalidSetting, NotEnoughMemory
+from engine.errors import EngineClosed, InvalidSetting, NotEnoughMemory
 from engine.generation.activity import Activity
-from engine.generation.answer import Answer
-from engine.generation.batch import BatchDecoding
 from engine.generation.joint_choice import JointChoice
+from engine.generation.joint_reading import JointReading
 from engine.generation.prompt import Message, encode_chat
 from engine.generation.request import BatchAnswer, BatchPrompt, SamplingSettings
-from engine.generation.sampling import Sampler
+from engine.generation.sampling import KeptLogits, Sampler
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
 from engine.generation.text_stream import TextStream
@@ -55,18 +51,23 @@ from engine.model.kv_cache import KvCache, context_full
 from engine.model.ragged_step import RaggedStep, supports
 from engine.placement import Placement, behind_card, place
 from engine.routing.foresight import Foresight, choose_policy, make_foresight
-from engine.routing.passes import PassListener, PassListeners
+from engine.routing.passes import ChatPasses
 from engine.routing.traces.recent import RecentRouting
 from engine.routing.traces.recording import Recording
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel, identify
+from engine.serving.decoding import Decoding
+from engine.serving.places import Places
+from engine.serving.request import Request, Submission
+from engine.serving.serving import Serving
+from engine.serving.window import answer_all
 from engine.snapshot import ChatEvent, EngineSnapshot
 from engine.vram_guard import VramGuard, slots_within
 
 
 class Engine:
-    """Load with `Engine.load`; one answer at a time; every other method may be called from any thread at any time.
+    """Load with `Engine.load`; every method may be called from any thread at any time; answers go through one queue.
 
     Greedy output equals plain transformers' on the same weights, whatever the budget, policy and link.
     """
@@ -93,7 +94,8 @@ class Engine:
         self._placement, self._on_card = placement, placement.card is not None
         self._footprint, self._plan = footprint_, plan
         self._model, index = dense.model, dense.index
-        self._recording = Recording(self._model, index.experts_per_layer, index.top_k)
+        self._passes = ChatPasses()
+        self._recording = Recording(self._model, self._passes, index.experts_per_layer, index.top_k)
         self._experts_per_layer, self._top_k = index.experts_per_layer, index.top_k
         reason = f"it computes on {self.device}." if self._on_card else FastDecoder.supports(self._model)
         self._experts_modules, self._last_row_only = dense.experts_modules, ends_with_experts(self._model)
@@ -105,45 +107,55 @@ class Engine:
         in_page_cache = self._link == "disk" and index.total_bytes + plan.near_bytes_total < available_ram_bytes()
         self._policy = choose_policy(policy, self._traced_model.fingerprint, in_page_cache)
         self._foresight = self._make_foresight()
-        listener = self._listener()
         self._cache = ExpertCache(
             opened,
             self._eviction(),
             index.experts_per_layer,
             0,
-            listener.observed,
+            self._passes.observed,
             self._last_row_only,
             prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
         self._fill_near_memory()
         self._computes_on_host = opened.computes_on_host
         self._attach_experts(self._last_row_only)
-        kv = KvCache(self._model.config, context_length)
-        fast = FastDecoder(self._model, kv, self._cache) if reason is None else None
         rows = prefill_chunk(self._model.config, index, context_length, self._on_card)
         relief = MemoryRelief(self._cache, plan.minimum_slots, self._shrunk) if self._on_card else None
-        make_sequence = partial(TokenSequence, self._model, experts=self._cache, top_k=index.top_k, prefill_rows=rows)
-        self._sequence = make_sequence(kv=kv, fast_decoder=fast, listener=listener, relief=relief)
-        self._batch = [
-            make_sequence(
-                kv=kv,
-                fast_decoder=FastDecoder(self._model, kv, self._cache) if reason is None else None,
-                listener=PassListeners(),
-                relief=relief,
-                foresees=False,
-            )
-            for kv in (KvCache(self._model.config, context_length) for _ in range(batch_size))
-        ]
+        self._sequences = [self._new_sequence(reason is None, index.top_k, rows, relief) for _ in range(1 + batch_size)]
+        kv = self._sequences[0].kv
         self._fast_path = "Decoding fast path in use." if reason is None else f"transformers' own layers: {reason}"
         emulated = self._emulation.notes if self._emulation else ()
         self._notes = (*emulated, *(() if kv.can_crop else (_RECURRENT_NOTE,)))
-        self._joint_choice = JointChoice()
         self._activity = Activity()
         self._gate = StepGate()
-        self._busy = threading.Lock()
-        self._cancel = threading.Event()
+        self._batch_size = batch_size
+        joint = None if supports(self._model, kv) else RaggedStep(self._model)
+        self._reading = JointReading(joint, self._cache, JointChoice())
+        self._serving = self._start_serving()
         self._closed = False
         self._guard = self._start_guard()
+
+    def _new_sequence(self, fast: bool, top_k: int, rows: int, relief: MemoryRelief | None) -> TokenSequence:
+        """A place for one more chat: keys and values, recorder and predicted history of its own."""
+        kv = KvCache(self._model.config, self.context_length)
+        feed = self._foresight.new_feed() if self._foresight else None
+        told = [self._recording.new_recorder(), self._recent.listener(), *([feed] if feed else [])]
+        return TokenSequence(
+            self._model,
+            kv,
+            self._cache,
+            top_k,
+            rows,
+            FastDecoder(self._model, kv, self._cache) if fast else None,
+            self._passes.listener(*told),
+            relief,
+            feed,
+        )
+
+    def _start_serving(self) -> Serving:
+        places = Places(self._sequences)
+        decoding = Decoding(places, self._reading, self._end_ids(), self._gate, self._activity, self._recording.flush)
+        return Serving(decoding, max(WAITING_AT_MOST, 2 * len(places)))
 
     def _start_guard(self) -> VramGuard | None:
         if self._placement.read_vram is None:
@@ -214,10 +226,6 @@ class Engine:
         if self._policy != PREDICTIVE:
             return None
         return make_foresight(self._model, self.traced_model, self._experts_per_layer)
-
-    def _listener(self) -> PassListener:
-        listeners: list[PassListener] = [self._recording.recorder, self._recent]
-        return PassListeners(*listeners, *([self._foresight.feed] if self._foresight else []))
 
     def _eviction(self) -> EvictionPolicy:
         if self._foresight:
@@ -305,13 +313,10 @@ class Engine:
     ) -> list[int]:
         """The new ids after `prompt`; ends with and includes an end token, as stock generate does.
 
-        Raises ContextFull, EngineBusy, EngineClosed, InvalidSetting, TransferFailed.
+        Waits its turn, as every answer. Raises ContextFull, EngineBusy, EngineClosed, InvalidSetting, TransferFailed.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        self.check_prompt(prompt, max_new_tokens)
-        with self._one_answer():
-            answer = self._answer(prompt, max_new_tokens, settings)
-            return [token for token, _ in answer.tokens() if token is not None]
+        return self._result(self._request(prompt, max_new_tokens, settings))
 
     def chat(
         self,
@@ -325,17 +330,35 @@ class Engine:
         stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> Iterator[ChatEvent]:
-        """Streams the answer to `messages` ({"role", "content"}; assistant messages may carry the "token_ids" that
-        were generated for them, so that a follow-up need not read them again).
+        """`submit` for one reader: streams the answer to `messages`; it is asked for with the first event.
 
-        Closing the iterator early cancels. Raises what `generate_ids` raises, most of it before the first event.
+        Closing the iterator early cancels. Raises what `submit` raises, most of it before the first event.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        prompt = self.encode(messages)
-        self.check_prompt(prompt, max_new_tokens)
-        if self._busy.locked():
-            raise _busy_error()
-        return self._events(prompt, max_new_tokens, settings, TextStream(self._known_tokenizer(), stop))
+        return self._stream(self._request(self.encode(messages), max_new_tokens, settings, stop))
+
+    def submit(
+        self,
+        prompt: Sequence[Message] | Sequence[int],
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        caller: str = "",
+    ) -> Submission:
+        """Asks for an answer to messages ({"role", "content"}; assistant messages may carry the "token_ids" that were
+        generated for them, so that a follow-up need not read them again) or to token ids, and returns at once.
+
+        Up to 1 + `batch_size` requests of any threads are answered together; the others wait: first come, first
+        served within a `caller`, and callers in turn. Greedy ids are those of each alone. Raises ContextFull,
+        EngineBusy when too many wait, EngineClosed, InvalidSetting; what goes wrong later, the submission raises.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return self._serving.submit(self._request(self._ids_of(prompt), max_new_tokens, settings, stop), caller)
 
     def generate_batch(
         self,
@@ -362,24 +385,45 @@ class Engine:
 
         Ends early when cancelled. Raises what `generate_ids` raises, and InvalidSetting without a batch size.
         """
-        if not self._batch:
+        if not self._batch_size:
             raise InvalidSetting("The model was loaded to answer one prompt at a time.", "Load it with a batch_size.")
-        with self._one_answer(), self._activity.answer():
-            yield from BatchDecoding(
-                self._batch,
-                None if supports(self._model, self._batch[0].kv) else RaggedStep(self._model),
-                self._sampler_of,
-                self._cache,
-                self._end_ids(),
-                self._gate,
-                self._activity,
-                self._cancel.is_set,
-                choice or self._joint_choice,
-            ).answers(prompts)
+        before = self._reading.choice
+        self._reading.choice = choice or before
+        try:
+            yield from answer_all(self._submit_of_batch, prompts, self._batch_size)
+        finally:
+            self._reading.choice = before
 
-    def _sampler_of(self, prompt: BatchPrompt) -> Sampler:
-        self.check_prompt(prompt.ids, prompt.max_new_tokens)
-        return Sampler(self._model, prompt.settings, len(prompt.ids))
+    def _submit_of_batch(self, prompt: BatchPrompt) -> Submission:
+        return self._serving.submit(self._request(prompt.ids, prompt.max_new_tokens, prompt.settings), caller="batch")
+
+    def _ids_of(self, prompt: Sequence[Message] | Sequence[int]) -> Sequence[int]:
+        ids = [token for token in prompt if isinstance(token, int)]
+        if len(ids) == len(prompt):
+            return ids
+        return self.encode([message for message in prompt if isinstance(message, Mapping)])
+
+    def _request(
+        self, ids: Sequence[int], max_new_tokens: int, settings: SamplingSettings, stop: Sequence[str] | None = None
+    ) -> Request:
+        """Raises what `generate_ids` raises for this prompt. `stop`: None where nobody reads the text."""
+        self.check_prompt(ids, max_new_tokens)
+        text = None if stop is None or self.tokenizer is None else TextStream(self.tokenizer, stop)
+        return Request(ids, max_new_tokens, Sampler(self._model, settings, len(ids)), text)
+
+    def _stream(self, request: Request) -> Iterator[ChatEvent]:
+        submission = self._serving.submit(request, caller="")
+        try:
+            yield from submission
+        finally:
+            submission.cancel()
+
+    def _result(self, request: Request) -> list[int]:
+        submission = self._serving.submit(request, caller="")
+        try:
+            return submission.result().ids
+        finally:
+            submission.cancel()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant speaks next. Raises InvalidSetting."""
@@ -397,52 +441,13 @@ class Engine:
     def logits(self, prompt: Sequence[int]) -> torch.Tensor:
         """fp32 logits [vocab] after `prompt`, for measuring; raises what `generate_ids` raises."""
         self.check_prompt(prompt, 1)
-        with self._one_answer(), self._gate.step():
-            self._sequence.keep_common_start(prompt)
-            return [self._sequence.prefill(chunk) for chunk in self._sequence.chunks(prompt)][-1].clone()
+        kept = KeptLogits()
+        self._result(Request(prompt, 1, kept))
+        return kept.logits
 
     def cancel(self) -> None:
-        """Ends the answer in progress after its current token, or layer of a prefill pass."""
-        self._cancel.set()
-
-    def _events(
-        self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings, text: TextStream
-    ) -> Iterator[ChatEvent]:
-        with self._one_answer():
-            for token, reason in self._answer(prompt, max_new_tokens, settings).tokens():
-                piece = "" if token is None else text.push(token)
-                if text.stopped:
-                    yield ChatEvent(piece, token, "stop")
-                    return
-                yield ChatEvent(piece + text.flush() if reason else piece, token, reason)
-
-    def _answer(self, prompt: Sequence[int], max_new_tokens: int, settings: SamplingSettings) -> Answer:
-        sampler = Sampler(self._model, settings, len(prompt))
-        return Answer(
-            self._sequence,
-            sampler,
-            prompt,
-            max_new_tokens,
-            self._end_ids(),
-            self._gate,
-            self._activity,
-            self._cancel.is_set,
-        )
-
-    @contextmanager
-    def _one_answer(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise _busy_error()
-        try:
-            self._raise_if_closed()
-            self._cancel.clear()
-            yield
-        finally:
-            try:
-                with self._gate.visit():
-                    self._recording.flush()
-            finally:
-                self._busy.release()
+        """Ends every answer in progress after its current token, or layer of a prefill pass; no other begins."""
+        self._serving.cancel_all()
 
     def check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         """Raises what `generate_ids` would raise for this prompt: InvalidSetting, ContextFull, EngineClosed."""
@@ -493,8 +498,7 @@ class Engine:
         """What this engine's near tier takes now, so that a new plan may use it again."""
         if self._on_card:  # whose memory is taken whole, used or not
             slots = self._cache.slots * self._plan.slot_bytes
-            chats = (self._sequence, *self._batch)
-            return self._footprint.dense_bytes + slots + sum(chat.kv_bytes for chat in chats)
+            return self._footprint.dense_bytes + slots + sum(chat.kv_bytes for chat in self._sequences)
         return self._footprint.dense_bytes + self._cache.resident_bytes(self._plan.slot_bytes)
 
     # -- seeing ---------------------------------------------------------------------------------------------------
@@ -516,15 +520,19 @@ class Engine:
     def snapshot(self) -> EngineSnapshot:
         """Everything a panel shows; cheap."""
         activity, stats = self._activity, self.stats()
+        running, waiting = self._serving.running, self._serving.waiting
         recent = activity.recent_tokens_per_second
         return EngineSnapshot(
             stats=stats,
             plan=self._plan,
-            busy=self._busy.locked(),
+            busy=running + waiting > 0,
+            running=running,
+            waiting=waiting,
+            at_once=len(self._sequences),
             phase=activity.phase,
             prefill_done=activity.prefill_done,
             prefill_total=activity.prefill_total,
-            context_used=self._sequence.length,
+            context_used=self._serving.context_used,
             context_length=self.context_length,
             time_to_first_token_seconds=activity.time_to_first_token_seconds,
             recent_tokens_per_second=None if recent is None else recent * stats.time_dilation,
@@ -577,7 +585,7 @@ class Engine:
     def new_recorded_conversation(self) -> None:
         """The next prompt is recorded as a conversation of its own, whatever it shares with the one before."""
         with self._gate.visit():
-            self._recording.recorder.new_conversation()
+            self._recording.new_conversation()
 
     def wait_recorded(self) -> None:
         """Returns when everything recorded so far is in the store."""
@@ -593,7 +601,7 @@ class Engine:
     def take_routing(self) -> list[RoutingTrace]:
         """The rows recorded into memory since the last call, a trace for each conversation."""
         with self._gate.visit():
-            return self._recording.recorder.take()
+            return self._recording.take()
 
     def recent_routing(self) -> RoutingTrace:
         """The last few hundred decoded tokens' experts, kept in memory whether anything is recorded or not."""
@@ -606,13 +614,13 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        self._cancel.set()
+        self._serving.close()
         if self._guard is not None:
             self._guard.close()
         with self._gate.visit():
             self._cache.close()
             self._recording.to_store(None)
-            for chat in (self._sequence, *self._batch):
+            for chat in self._sequences:
                 chat.forget()
             self._leave_card()
             if self._placement.read_vram is not None:
@@ -622,7 +630,7 @@ class Engine:
         """Whoever still holds this engine does not hold the card's memory with it."""
         card = self._placement.card
         if card is not None:
-            for chat in (self._sequence, *self._batch):
+            for chat in self._sequences:
                 chat.free()
             self._model.to("meta")
             card.release_unused()
@@ -638,8 +646,5 @@ class Engine:
             raise EngineClosed("The engine was closed.", "Load the model again.")
 
 
+WAITING_AT_MOST = 64  # requests, or twice as many as are answered together
 _RECURRENT_NOTE = "This model has recurrent state, which cannot be taken back: each follow-up reads the chat again."
-
-
-def _busy_error() -> EngineBusy:
-    return EngineBusy("Another answer is being written.", "Wait until it is finished, or stop it.")

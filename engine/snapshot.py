@@ -42,7 +42,8 @@ class ForesightSnapshot:
 
 @dataclass(frozen=True, eq=False)
 class EngineSnapshot:
-    """One look at a working engine. `phase` is "idle", "prefill" or "decode"; `prefill_*` count tokens.
+    """One look at a working engine. `phase` is "idle", "prefill" or "decode"; `prefill_*` count tokens. `running`
+    answers are written now, up to `at_once`; `waiting` requests have not begun; `busy` means either.
 
     `residency` [layers, experts] uint8: 0 absent, 1 arriving, 2 resident. `use_counts` [layers, experts] int64:
     decoding activations since load. Under `emulation` tokens per second are in the card's time.
@@ -51,6 +52,9 @@ class EngineSnapshot:
     stats: EngineStats
     plan: MemoryPlan
     busy: bool
+    running: int
+    waiting: int
+    at_once: int
     phase: str
     prefill_done: int
     prefill_total: int

@@ -13,7 +13,7 @@ _RECENT_TOKENS = 16
 
 
 class Activity:
-    """Phase, prefill progress and token times of the current or last answer, and totals since load."""
+    """Phase, prefill progress and token times of the answers in progress or the last one, and totals since load."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -21,7 +21,6 @@ class Activity:
         self.prefill_done = 0
         self.prefill_total = 0
         self.time_to_first_token_seconds: float | None = None
-        self._started_at = 0.0
         self._step_seconds: deque[float] = deque(maxlen=_RECENT_TOKENS)
         self._tokens = 0
         self._decode_steps = 0
@@ -29,21 +28,17 @@ class Activity:
         self._prefill_tokens = 0
         self._prefill_seconds = 0.0
 
-    @contextmanager
-    def answer(self) -> Iterator[None]:
-        """Around one answer."""
+    def chats(self, reading: int, decoding: int) -> None:
+        """So many prompts are being read, so many answers written."""
         with self._lock:
-            self.phase, self._started_at = "prefill", time.perf_counter()
-            self.prefill_done = self.prefill_total = 0
-            self.time_to_first_token_seconds = None
-            self._step_seconds.clear()
-        try:
-            yield
-        finally:
-            self.phase = "idle"
+            if self.phase == "idle" and reading:
+                self.time_to_first_token_seconds = None
+                self._step_seconds.clear()
+            self.phase = "decode" if decoding else "prefill" if reading else "idle"
 
-    def prefill_planned(self, tokens: int) -> None:
-        self.prefill_total = tokens
+    def prefill_planned(self, done: int, total: int) -> None:
+        """Of the prompt that is now read on, tokens that were not there before."""
+        self.prefill_done, self.prefill_total = done, total
 
     @contextmanager
     def prefill(self, tokens: int) -> Iterator[None]:
@@ -66,13 +61,12 @@ class Activity:
             self._decode_seconds += seconds
             self._step_seconds.append(seconds / tokens)
 
-    def token(self) -> None:
-        """A token was chosen."""
+    def token(self, first_after_seconds: float | None = None) -> None:
+        """A token was chosen: the first of an answer so long after it was asked for."""
         with self._lock:
             self._tokens += 1
-            if self.time_to_first_token_seconds is None:
-                self.time_to_first_token_seconds = time.perf_counter() - self._started_at
-                self.phase = "decode"
+            if first_after_seconds is not None:
+                self.time_to_first_token_seconds = first_after_seconds
 
     @property
     def recent_tokens_per_second(self) -> float | None:

@@ -38,6 +38,17 @@ class Sampler:
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
 
 
+class KeptLogits:
+    """Stands where a sampler does, to measure: keeps the logits, fp32 [vocab], and chooses greedily."""
+
+    logits: torch.Tensor
+
+    def choose(self, logits: torch.Tensor, ids: list[int]) -> int:
+        """The likeliest token."""
+        self.logits = logits.clone()
+        return int(logits.argmax())
+
+
 def _checkpoint_processors(
     model: PreTrainedModel, settings: SamplingSettings, prompt_tokens: int
 ) -> LogitsProcessorList:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from engine.errors import NotEnoughMemory
 from engine.memory_relief import MemoryRelief
 from engine.model.kv_cache import KvCache, context_full
 from engine.routing.passes import PassListener
+from engine.routing.predictor_feed import PredictorFeed
 
 FEWEST_ROWS = 32  # of a prefill pass, however short memory is
 OnChunk = Callable[[int, int], None]
@@ -44,10 +46,10 @@ class TokenSequence:
         fast_decoder: StepDecoder | None,
         listener: PassListener,
         relief: MemoryRelief | None = None,
-        foresees: bool = True,
+        feed: PredictorFeed | None = None,
     ) -> None:
-        """`relief`: what to do when the device runs out of memory; None where that cannot be helped. `foresees`: its
-        steps are predicted; not where other chats' steps come between them.
+        """`relief`: what to do when the device runs out of memory; None where that cannot be helped. `feed`: this
+        chat's history, from which its steps are predicted while no other chat's come between them.
         """
         self._model = model
         self._kv = kv
@@ -57,7 +59,7 @@ class TokenSequence:
         self._fast = fast_decoder
         self._listener = listener
         self._relief = relief
-        self._foresees = foresees
+        self._feed = feed
         self._device = next(model.parameters()).device
         self._ids: list[int] = []
 
@@ -68,13 +70,8 @@ class TokenSequence:
 
     @property
     def kv(self) -> KvCache:
-        """For passes that read a token of several chats; tell each chat that `has_read` it."""
+        """For passes that read a token of several chats, each chat `reading` its own."""
         return self._kv
-
-    def has_read(self, token_id: int) -> None:
-        """A joint pass has read this token: its keys and values are in the cache."""
-        self._ids.append(token_id)
-        assert self._kv.length == len(self._ids), "the keys and values are not those of the chat's tokens"
 
     @property
     def kv_bytes(self) -> int:
@@ -84,6 +81,10 @@ class TokenSequence:
     @property
     def context_length(self) -> int:
         return self._kv.context_length
+
+    def shares(self, prompt: Sequence[int]) -> int:
+        """How many tokens of its start `prompt` has in common with what is here."""
+        return _common_start(self._ids, prompt)
 
     def keep_common_start(self, prompt: Sequence[int]) -> int:
         """Forgets what differs from `prompt`, keeping at most all but its last token. Returns how many stay.
@@ -97,13 +98,22 @@ class TokenSequence:
         del self._ids[kept:]
         return kept
 
-    def chunks(self, prompt: Sequence[int]) -> list[Sequence[int]]:
-        """What is left to read of `prompt`, in prefill passes. Raises ContextFull before anything is computed."""
+    def next_chunk(self, prompt: Sequence[int], at_most: int | None = None) -> Sequence[int]:
+        """What to read next of `prompt`, in one prefill pass, of at most so many tokens; empty after the last.
+
+        Raises ContextFull before anything is computed.
+        """
         if len(prompt) > self.context_length:
             raise context_full(len(prompt), self.context_length)
         rest = prompt[self.length :]
-        rows = self._rows if self._kv.can_crop else len(rest)  # recurrent layers take a prompt in one pass only
-        return [rest[start : start + rows] for start in range(0, len(rest), rows)]
+        if not self._kv.can_crop:  # recurrent layers take a prompt in one pass only
+            return rest
+        return rest[: self._rows if at_most is None else min(self._rows, at_most)]
+
+    @property
+    def prefill_rows(self) -> int:
+        """Tokens of a prefill pass at most."""
+        return self._rows
 
     def prefill(self, chunk: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
         """Reads one pass of tokens. Returns fp32 logits [vocab] after the last.
@@ -126,11 +136,16 @@ class TokenSequence:
         finally:
             self._experts.begin_decode()
 
-    def step(self, token_id: int) -> torch.Tensor:
-        """Reads one token. Returns fp32 logits [vocab]. Raises ContextFull."""
+    def step(self, token_id: int, alone: bool = True) -> torch.Tensor:
+        """Reads one token. Returns fp32 logits [vocab]. `alone`: no other chat's steps come between this one's.
+
+        Raises ContextFull.
+        """
         if self.length + 1 > self.context_length:
             raise context_full(self.length + 1, self.context_length)
-        if self._foresees:
+        if alone:
+            if self._feed is not None:
+                self._feed.foretell()
             self._experts.begin_step(token_id)
         else:
             self._experts.begin_joint_step()
@@ -190,19 +205,24 @@ class TokenSequence:
         self._listener.final_hidden(fast.last_hidden)
         return logits
 
-    def _guarded(self, compute: Callable[[], torch.Tensor], ids: Sequence[int], decoded: bool) -> torch.Tensor:
-        """Computes, keeping ids, KV cache and recorded routing in step: an interrupted pass leaves all as they were."""
+    @contextmanager
+    def reading(self, ids: Sequence[int], decoded: bool) -> Iterator[None]:
+        """Around a pass that reads `ids`: keeps ids, KV cache and recorded routing in step. An interrupted pass leaves
+        all as they were.
+        """
         self._listener.begin_pass(self.length, ids, decoded)
         try:
-            with torch.inference_mode():
-                logits = compute()
+            yield
         except BaseException:
             self._listener.drop_pass()
             self._roll_back()
             raise
         self._ids.extend(ids)
         self._listener.end_pass()
-        return logits
+
+    def _guarded(self, compute: Callable[[], torch.Tensor], ids: Sequence[int], decoded: bool) -> torch.Tensor:
+        with self.reading(ids, decoded), torch.inference_mode():
+            return compute()
 
     def _roll_back(self) -> None:
         if self._kv.can_crop:

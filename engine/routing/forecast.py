@@ -82,6 +82,10 @@ class Forecast:
         self._routed = -1  # the last layer whose routing is known
         self._steps = 0  # done
 
+    def follow(self, predictor: RoutingPredictor) -> None:
+        """From the next step on this one is asked and told: another chat's tokens are decoded. Between two steps."""
+        self._predictor = predictor
+
     def predict(self, token_id: int) -> None:
         """Asks the predictor; changes nothing that others read."""
         self._rows = self._predictor.predict(token_id)

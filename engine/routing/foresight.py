@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from engine.routing.predictive_policy import predictive_policy
 from engine.routing.predictor_feed import PredictorFeed
 from engine.routing.predictor_files import find_predictor
 from engine.routing.predictors.baselines import NoPrediction
+from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
@@ -27,11 +28,11 @@ from engine.snapshot import ForesightSnapshot
 
 @dataclass(frozen=True)
 class Foresight:
-    """`source` says in words where the predictions come from."""
+    """`source` says in words where the predictions come from. `new_feed()` is one more chat's history."""
 
     eviction: EvictionPolicy
     prefetcher: Prefetcher
-    feed: PredictorFeed
+    new_feed: Callable[[], PredictorFeed]
     source: str
     _forecast: Forecast
     _gate: CostGate
@@ -51,18 +52,23 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
     """With the predictor trained for this model where there is one; else with its routers alone, if they are known."""
     shape = traced.shape
     stored, problem = find_predictor(traced.fingerprint)
-    predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
+
+    def new_predictor() -> RoutingPredictor:
+        return NoPrediction(shape) if stored is None else predictor_of(stored)
+
     blend = None if stored is None else blend_of(stored.arrays)
     reason = RouterLookahead.supports(model)
     correction = None
     if reason is None:
         correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
-    made = predictive_policy(shape, predictor, correction, readout)
-    feed = PredictorFeed(predictor, made.forecast, experts_per_layer)
-    return Foresight(
-        made.eviction, made.prefetcher, feed, _in_words(stored, reason) + problem, made.forecast, made.gate
-    )
+    made = predictive_policy(shape, NoPrediction(shape), correction, readout)
+
+    def new_feed() -> PredictorFeed:
+        return PredictorFeed(new_predictor(), made.forecast, experts_per_layer)
+
+    source = _in_words(stored, reason) + problem
+    return Foresight(made.eviction, made.prefetcher, new_feed, source, made.forecast, made.gate)
 
 
 def choose_policy(asked: str, fingerprint: str, from_page_cache: bool = False) -> str:

@@ -62,7 +62,7 @@ def test_a_bfloat16_checkpoint_computes_as_stock_does_in_bfloat16(family, card):
         with torch.inference_mode():
             exact = stock(torch.tensor([prompt])).logits[0, -1].float()
         assert (logits - exact).norm() / exact.norm() < 0.05  # bfloat16 has eight bits
-        assert engine._sequence._kv.layers[0].keys.dtype == torch.bfloat16
+        assert engine._sequences[0]._kv.layers[0].keys.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("precision", ("int8", "nf4"))
@@ -116,7 +116,7 @@ def test_a_batch_on_a_card_answers_as_stock_does_and_leaves_nothing(card):  # no
         found = {answer.number: answer.ids for answer in engine.generate_batch(prompts, NEW_TOKENS)}
         for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             assert_same_greedy(found[number], answer, prompt, stock)
-        chats = engine._batch
+        chats = engine._sequences
     assert card.allocated_bytes == 0 and not any(chat.kv_bytes for chat in chats)
 
 
@@ -130,7 +130,7 @@ def test_one_read_back_a_layer_is_all_that_decoding_waits_for(card, monkeypatch)
         layers = len(engine._experts_per_layer)
         before, calls = card.calls.copy(), []
         monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: calls.append(tensor.shape) or read_back(tensor))
-        logits = engine._sequence.step(7)
+        logits = engine._sequences[0].step(7)
         assert len(calls) == layers + 1 and logits.shape == calls[-1]
         spent = card.calls - before
         misses = spent["copy"]
@@ -151,11 +151,11 @@ def test_a_closed_engine_holds_nothing_of_the_card(card):  # noqa: F811
     engine = Engine.load(tiny_checkpoint("mixtral"), budget="40%")
     engine.generate_ids(prompt_of(9, 1), 3)
     model, traced = engine._model, engine.traced_model
-    assert engine._sequence.kv_bytes > 0
+    assert engine._sequences[0].kv_bytes > 0
     engine.close()
     engine.close()
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
-    assert engine._sequence.kv_bytes == 0 and card.allocated_bytes == 0
+    assert engine._sequences[0].kv_bytes == 0 and card.allocated_bytes == 0
     assert engine.traced_model == traced and engine.snapshot().plan == engine.plan
 
 

@@ -1,4 +1,4 @@
-"""The engine's verbs: one answer at a time, cancel, resize, follow-ups, limits, a clean end."""
+"""The engine's verbs: cancel, resize, follow-ups, limits, a clean end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engine.errors import (
     BudgetTooSmall,
     ContextFull,
     DeviceNotAvailable,
-    EngineBusy,
     EngineClosed,
     EngineError,
     InvalidSetting,
     ModelNotFound,
 )
+from tests.engine.stepwise import stepwise
 from tests.engine.test_exactness import prompt_of
 from tests.tiny_models import tiny_checkpoint
 
@@ -81,13 +81,11 @@ def test_a_follow_up_reads_only_what_is_new(engine):
 
 
 def test_cancel_ends_after_the_current_token(engine):
-    answer = engine._answer(prompt_of(5, 3), 100, _greedy())
     reasons = []
-    with engine._one_answer():
-        for number, (_, reason) in enumerate(answer.tokens()):
-            reasons.append(reason)
-            if number == 2:
-                engine.cancel()
+    for number, event in enumerate(stepwise(engine, prompt_of(5, 3), 100)):
+        reasons.append(event.finish_reason)
+        if number == 2:
+            engine.cancel()
     assert reasons == [None, None, None, "cancelled"]
 
 
@@ -103,33 +101,33 @@ def test_cancel_ends_a_prefill_pass_between_two_layers(engine, monkeypatch):
             engine.cancel()
         return acquire(layer, experts)
 
-    with monkeypatch.context() as patch, engine._one_answer():
+    with monkeypatch.context() as patch:
         patch.setattr(engine._cache, "acquire", cancelling)
-        answer = list(engine._answer(prompt, 4, _greedy()).tokens())
-    assert (asked, answer) == ([0, 1], [(None, "cancelled")])
+        answer = engine.submit(prompt, 4, temperature=0.0).result()
+    assert (asked, answer.ids, answer.finish_reason) == ([0, 1], [], "cancelled")
     assert engine.generate_ids(prompt, 4) == expected
 
 
-def test_a_second_answer_is_refused_in_words(engine):
-    with engine._one_answer():
-        with pytest.raises(EngineBusy, match="Another answer") as refused:
-            engine.generate_ids([5, 6], 1)
-        assert refused.value.remedy
-    assert engine.generate_ids([5, 6], 1)
+def test_a_second_answer_waits_for_the_first(engine):
+    first = stepwise(engine, prompt_of(5, 9), 4)
+    next(first)
+    second = engine.submit([5, 6], 1)
+    assert second.position == 0 and not second.done
+    assert engine.snapshot().running == engine.snapshot().waiting == 1
+    assert len(list(first)) == 3
+    assert len(second.result(60).ids) == 1 and second.position is None
 
 
 def test_resize_from_another_thread_happens_between_tokens(engine):
     plans, ids = [], []
-    answer = engine._answer(prompt_of(5, 4), 40, _greedy())
-    with engine._one_answer():
-        for number, (token, _) in enumerate(answer.tokens()):
-            ids.append(token)
-            if number == 5:
-                visitor = threading.Thread(target=lambda: plans.append(engine.resize("20%")))
-                visitor.start()
-                visitor.join(timeout=10)
-                assert not visitor.is_alive()
-                assert engine.snapshot().plan is plans[0]
+    for number, event in enumerate(stepwise(engine, prompt_of(5, 4), 40)):
+        ids.append(event.token_id)
+        if number == 5:
+            visitor = threading.Thread(target=lambda: plans.append(engine.resize("20%")))
+            visitor.start()
+            visitor.join(timeout=10)
+            assert not visitor.is_alive()
+            assert engine.snapshot().plan is plans[0]
     assert plans[0].slots == int(0.20 * plans[0].experts_total)
     engine.resize("50%")
     assert ids == engine.generate_ids(prompt_of(5, 4), 40)
@@ -230,9 +228,3 @@ def test_fifty_lives_leave_nothing_behind():
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
     assert process.memory_info().rss - resident < 20e6
-
-
-def _greedy():
-    from engine.generation.sampling import SamplingSettings
-
-    return SamplingSettings()

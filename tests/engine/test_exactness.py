@@ -14,6 +14,7 @@ from engine.cache.link import Priority
 from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
 from tests.engine.oracle import Stock, assert_same_greedy, assert_same_logits
+from tests.engine.stepwise import stepwise
 from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
 
 FAMILIES = (
@@ -100,9 +101,8 @@ def test_a_resize_in_mid_answer_changes_nothing(family, link, policy):
     with Engine.load(tiny_checkpoint(family), budget="100%", link=link, policy=policy) as engine:
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = []
-            answering = engine._answer(prompt, NEW_TOKENS, _greedy())
-            for number, (token, _) in enumerate(answering.tokens()):
-                ids.append(token)
+            for number, event in enumerate(stepwise(engine, prompt, NEW_TOKENS)):
+                ids.append(event.token_id)
                 plan = engine.resize(("5%", "60%", "15%", "100%")[number % 4])
                 assert engine.snapshot().plan == plan
             assert_same_greedy(ids, answer, prompt, stock)
@@ -132,7 +132,7 @@ def test_a_long_prompt_read_in_passes_equals_one_pass(monkeypatch):
     stock, _, _ = reference("mixtral", torch.float32)
     prompt = prompt_of(90, 3)
     with Engine.load(tiny_checkpoint("mixtral"), budget="15%") as engine:
-        engine._sequence._rows = 32
+        engine._sequences[0]._rows = 32
         assert_same_greedy(engine.generate_ids(prompt, NEW_TOKENS), stock.greedy(prompt, NEW_TOKENS), prompt, stock)
 
 
@@ -165,9 +165,3 @@ def test_the_built_in_model_at_every_budget(builtin_model):
         assert engine.generate_ids(prompt, 12) == answer
         foresight = engine.snapshot().foresight
     assert foresight is not None and "a predictor trained for this model" in foresight.source
-
-
-def _greedy():
-    from engine.generation.sampling import SamplingSettings
-
-    return SamplingSettings()

@@ -12,6 +12,7 @@ from engine.errors import NotEnoughMemory
 from engine.model import experts_on_card
 from tests.engine.fake_card import card, run_out_of_memory  # noqa: F401 - a fixture
 from tests.engine.oracle import assert_same_greedy
+from tests.engine.stepwise import stepwise
 from tests.engine.test_card import NEW_TOKENS, prompt_of, reference
 from tests.tiny_models import tiny_checkpoint
 
@@ -85,7 +86,7 @@ def test_a_prompt_that_runs_out_of_memory_is_read_with_a_smaller_cache(family, t
         assert_same_greedy(ours, expected, LONG_PROMPT, stock)
         assert engine.plan.slots < slots and card.allocated_bytes == engine.plan.near_bytes_experts
         assert "ran out of memory" in engine.snapshot().plan.warnings[-1]
-        assert engine._sequence.length == len(LONG_PROMPT) + NEW_TOKENS - 1
+        assert engine._sequences[0].length == len(LONG_PROMPT) + NEW_TOKENS - 1
         answers_are_stocks(engine, family)
 
 
@@ -93,10 +94,10 @@ def test_a_step_that_runs_out_of_memory_is_computed_again(card, shortage):  # no
     stock, [prompt, _], [answer, _] = reference("mixtral")
     with Engine.load(tiny_checkpoint("mixtral"), budget="100%") as engine:
         happened = run_out_of_memory(2, every=5)
-        answering = engine._answer(prompt, NEW_TOKENS, _greedy()).tokens()
-        ids = [next(answering)[0]]
+        answering = stepwise(engine, prompt, NEW_TOKENS)
+        ids = [next(answering).token_id]
         shortage(happened)
-        ids += [token for token, _ in answering]
+        ids += [event.token_id for event in answering]
         assert happened.raised == 2
         assert_same_greedy(ids, answer, prompt, stock)
         assert engine.plan.slots < 24
@@ -105,7 +106,7 @@ def test_a_step_that_runs_out_of_memory_is_computed_again(card, shortage):  # no
 def test_recurrent_state_lost_in_a_step_is_said_and_the_next_question_answered(card, shortage):  # noqa: F811
     stock, [prompt, _], [answer, _] = reference("nemotron_h")
     with Engine.load(tiny_checkpoint("nemotron_h"), budget="100%") as engine:
-        answering = engine._answer(prompt, NEW_TOKENS, _greedy()).tokens()
+        answering = stepwise(engine, prompt, NEW_TOKENS)
         next(answering)
         shortage(run_out_of_memory(1))
         with pytest.raises(NotEnoughMemory, match="ask again"):
@@ -143,10 +144,4 @@ def test_growing_takes_what_there_is(card):  # noqa: F811
 def test_on_the_processor_memory_is_not_given_up():
     """There the system decides; a MemoryError goes its way."""
     with Engine.load(tiny_checkpoint("mixtral"), device="cpu") as engine:
-        assert engine._sequence._relief is None
-
-
-def _greedy():
-    from engine.generation.sampling import SamplingSettings
-
-    return SamplingSettings()
+        assert engine._sequences[0]._relief is None

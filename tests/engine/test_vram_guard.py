@@ -18,6 +18,7 @@ from engine.placement import Placement
 from engine.vram_guard import slots_within
 from tests.cache.fake_cuda import FakeCard
 from tests.engine.oracle import assert_same_greedy
+from tests.engine.stepwise import stepwise
 from tests.engine.test_card import NEW_TOKENS, reference
 from tests.tiny_models import tiny_checkpoint
 
@@ -70,19 +71,19 @@ def test_the_cache_follows_the_card_in_the_middle_of_an_answer(reader):
     stock, [prompt, _], [answer, _] = reference("mixtral")
     with Engine.load(tiny_checkpoint("mixtral"), budget="100%") as engine:
         seen_once(reader)
-        answering = engine._answer(prompt, NEW_TOKENS, _greedy()).tokens()
-        ids = [next(answering)[0]]
+        answering = stepwise(engine, prompt, NEW_TOKENS)
+        ids = [next(answering).token_id]
         needs, before = engine._footprint, reader.free_bytes
         reader.free_bytes = needs.fixed_bytes + 256 * MIB + 9 * needs.slot_bytes - reader.card.reserved_bytes()
         eventually(lambda: engine.plan.slots == 9)
         assert reader.card.allocated_bytes == 9 * needs.slot_bytes == engine.plan.near_bytes_experts
         assert "Other programs took" in engine.plan.warnings[-1]
         assert any("Other programs took" in note for note in engine.snapshot().notes)
-        ids += [next(answering)[0] for _ in range(4)]
+        ids += [next(answering).token_id for _ in range(4)]
         reader.free_bytes = before
         eventually(lambda: engine.plan.slots == 24)
         assert "gave back" in engine.plan.warnings[-1]
-        ids += [token for token, _ in answering]
+        ids += [event.token_id for event in answering]
         assert_same_greedy(ids, answer, prompt, stock)
         reader.broken = True
         eventually(lambda: any("driver is gone" in note for note in engine.snapshot().notes))
@@ -123,9 +124,3 @@ def test_a_budget_by_hand_is_kept_while_there_is_room_for_it():
     assert slots_within(FORTY_SLOTS, "25%", full_card(8 * GIB, 4 * GIB)) == 10
     assert slots_within(FORTY_SLOTS, "25%", full_card(0, 4 * GIB)) == 8  # the fewest: 3 GiB are other things
     assert slots_within(FORTY_SLOTS, "auto", full_card(8 * GIB, 8 * GIB)) == 40
-
-
-def _greedy():
-    from engine.generation.sampling import SamplingSettings
-
-    return SamplingSettings()

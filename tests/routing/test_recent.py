@@ -12,13 +12,14 @@ from tests.tiny_models import tiny_checkpoint
 
 def decode(recent: RecentRouting, *experts: int, decoded: bool = True, interrupted: bool = False) -> None:
     """One token of a model of two layers that use the same experts."""
-    recent.begin_pass(0, [7], decoded)
+    chat = recent.listener()
+    chat.begin_pass(0, [7], decoded)
     for layer in range(2):
-        recent.observed(layer, None, torch.tensor([experts]), None)
+        chat.observed(layer, None, torch.tensor([experts]), None)
     if interrupted:
-        recent.drop_pass()
+        chat.drop_pass()
     else:
-        recent.end_pass()
+        chat.end_pass()
 
 
 def test_it_keeps_the_newest_decoded_tokens_in_order():

@@ -29,7 +29,7 @@ def engine():
 @pytest.fixture
 def recorded(engine):
     """Begins an empty chat and records into memory."""
-    engine._sequence.forget()
+    engine._sequences[0].forget()
     engine.record_routing(True)
     yield engine
     engine.record_routing(False)
@@ -177,7 +177,7 @@ def test_ahead_and_hidden_are_the_models_own(family, tmp_path):
     prompt = prompt_of(12, 12)
     with Engine.load(tiny_checkpoint(family), budget="50%") as engine:
         expected = engine.generate_ids(prompt, 8)
-        engine._sequence.forget()
+        engine._sequences[0].forget()
         with TraceStore(tmp_path / "traces.sqlite", engine.traced_model) as store:
             engine.record_to(store, ahead=2, hidden=True)
             assert engine.generate_ids(prompt, 8) == expected
