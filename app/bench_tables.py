@@ -195,3 +195,24 @@ def show_batch(report: dict[str, Any]) -> None:
             f"{run['stall_share']:.0%}",
         )
     Console().print(table)
+
+
+def show_groups(report: dict[str, Any]) -> None:
+    """A row for each pool, group size, budget and grouping."""
+    table = Table("chats", "a pass", "budget", "policy", "grouping", "paths", "experts/token", "MB/token", "worst wait")
+    for run in report["runs"]:
+        table.add_row(
+            str(run["pool"]),
+            str(run["group_size"]),
+            run["budget"],
+            run["policy"],
+            run["grouping"],
+            run["paths"],
+            f"{run['distinct_per_token']:.1f}",
+            f"{run['bytes_per_token'] / 1e6:.1f}",
+            f"{run['worst_wait_passes']} passes",
+        )
+    console = Console()
+    console.print(table)
+    for name, found in report["forecasts"].items():
+        console.print(f"paths by {name}: recall {found['recall']:.0%}, {found['ms_per_token']:.2f} ms a token")

@@ -82,13 +82,37 @@ def bench_batch(
     policy: Annotated[str, typer.Option(help="Who leaves the cache.")] = "lru-per-layer",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 24,
     repeats: Repeats = 2,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Group recorded conversations in place of answering: bytes, no speed.")
+    ] = False,
+    traces: Annotated[
+        list[Path] | None, typer.Option(help="With --simulate, a file of recorded routing; may be given again.")
+    ] = None,
+    group_sizes: Annotated[str, typer.Option(help="With --simulate, most tokens in a pass, with commas.")] = "4,8,16",
+    all_conversations: Annotated[
+        bool, typer.Option("--all", help="With --simulate, also conversations that predictors were trained on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Several prompts at once: a step in one pass beside a step chat after chat."""
-    from app.bench_tables import show_batch
+    from app.bench_tables import show_batch, show_groups
 
     if not all(size.isdecimal() and int(size) for size in listed(sizes)):
         raise typer.BadParameter(f"{sizes!r} is not a list of numbers of 1 or more.", param_hint="--sizes")
+    if not all(size.isdecimal() and int(size) for size in listed(group_sizes)):
+        raise typer.BadParameter(f"{group_sizes!r} is not a list of numbers of 1 or more.", param_hint="--group-sizes")
+
+    def simulated(on_progress: Any) -> dict[str, Any]:
+        from engine.lab.grouping.simulate_groups import GroupSettings, simulate_recorded
+        from engine.lab.simulation.simulate_traces import read_shares
+
+        settings = GroupSettings(
+            pools=tuple(int(size) for size in listed(sizes)),
+            sizes=tuple(int(size) for size in listed(group_sizes)),
+            shares=read_shares(budget),
+            policies=listed(policy),
+        )
+        return simulate_recorded(traces or [], model, settings, all_conversations, on_progress)
 
     def work(on_progress: Any) -> dict[str, Any]:
         from engine.lab.bench_batch import BatchBenchSettings, run_bench_batch
@@ -104,7 +128,10 @@ def bench_batch(
         )
         return run_bench_batch(settings, on_progress)
 
-    present(work, show_batch, as_json)
+    if simulate:
+        present(simulated, show_groups, as_json)
+    else:
+        present(work, show_batch, as_json)
 
 
 @bench.command("decode")

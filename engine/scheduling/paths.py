@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.routing.predictors.recurrent_batch import RecurrentBatch, can_batch
+from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import NOBODY
 
@@ -56,3 +58,10 @@ def used_experts(experts: np.ndarray, number: int) -> np.ndarray:
     used = np.zeros((*experts.shape[:2], number + 1), np.float32)  # the last place takes NOBODY
     np.put_along_axis(used, np.where(experts == NOBODY, number, experts).astype(np.int64), 1.0, axis=-1)
     return used[..., :number]
+
+
+def path_forecast(stored: StoredPredictor | None, shape: RoutingShape, places: int) -> PathForecast:
+    """With the predictor that was trained for the model, if it can follow several chats; else by what they used."""
+    if stored is not None and can_batch(stored):
+        return RecurrentBatch(stored, places)
+    return RecentPaths(shape, places)

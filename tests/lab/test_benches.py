@@ -206,3 +206,21 @@ def test_batches_are_measured_in_both_ways():
     assert runs[3, "together"]["experts_per_token"] < runs[3, "apart"]["experts_per_token"]
     assert runs[1, "together"]["experts_per_token"] == runs[1, "apart"]["experts_per_token"]
     assert report["ratios"].keys() == {"50%_1", "50%_3"}
+
+
+def test_recorded_conversations_are_grouped(tmp_path):
+    from engine import Engine
+    from engine.lab.grouping.simulate_groups import GroupSettings, simulate_recorded
+    from engine.lab.trace_prompts import TraceSettings, trace_prompts
+    from engine.routing.traces.trace_store import TraceStore
+
+    model, file = str(tiny_chat_checkpoint()), tmp_path / "routing.sqlite"
+    with Engine.load(model, budget="100%") as engine, TraceStore(file, engine.traced_model) as store:
+        trace_prompts(engine, store, list(DEFAULT_PROMPTS[:4]), TraceSettings(tokens=8, temperature=0.0), silent)
+    settings = GroupSettings((4,), (2,), (0.5,), ("lru-per-layer",), tokens=2, start=1)
+    report = simulate_recorded([file], model, settings, True, silent)
+    assert report["ratios"].keys() >= {
+        f"4_2_50%_lru-per-layer_{way}" for way in ("paper_predicted", "cache-aware_predicted", "by-search_true")
+    }
+    with pytest.raises(InvalidSetting, match="traces"):
+        simulate_recorded([], model, settings, True, silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -14,8 +15,12 @@ from engine.lab.grouping.pass_cache import PassCache
 from engine.lab.grouping.pool import Pool
 from engine.lab.grouping.replay import replay
 from engine.lab.grouping.simulate_groups import GroupSettings, simulate_groups
+from engine.lab.grouping.unseen import unseen_traces
 from engine.lab.simulation.contenders import Contender
 from engine.lab.simulation.simulate import Simulator
+from engine.routing.traces.trace_store import TraceStore
+from engine.routing.traces.traced_model import TracedModel
+from engine.routing.training.split import part_of
 from engine.scheduling.groupings import CACHE_AWARE, RANDOM, WAVES, make_grouping
 from engine.scheduling.paths import RecentPaths, used_experts
 from tests.lab.test_simulation import EXPERT_BYTES, EXPERTS, LAYERS, SHAPE, TOP_K, machine, make_trace
@@ -92,9 +97,9 @@ def test_what_knows_the_paths_moves_less_than_chance():
 
 def test_the_report_compares_with_random_groups():
     settings = GroupSettings((4, 6, 99), (2, 4), (0.5,), ("lru-per-layer",), tokens=3, start=2)
-    report = simulate_groups(
-        talks(), SHAPE, EXPERT_BYTES, lambda places: RecentPaths(SHAPE, places), settings, lambda *_: None
-    )
+    report = simulate_groups(talks(), SHAPE, EXPERT_BYTES, None, settings, lambda *_: None)
+    assert set(report["forecasts"]) == {"recent", "previous"}
+    assert all(0.5 < found["recall"] < 1 for found in report["forecasts"].values())
     runs = report["runs"]
     assert {(one["pool"], one["group_size"]) for one in runs} == {(4, 2), (6, 2), (6, 4)}
     assert {one["grouping"] for one in runs} == {"random", "off", "paper", "cache-aware", "by-search", "waves"}
@@ -107,10 +112,25 @@ def test_the_report_compares_with_random_groups():
 
 
 def test_too_little_is_told():
-    def forecast(places):
-        return RecentPaths(SHAPE, places)
-
     with pytest.raises(InvalidSetting, match="too few"):
-        simulate_groups(talks(), SHAPE, 1, forecast, GroupSettings(pools=(8,)), lambda *_: None)
+        simulate_groups(talks(), SHAPE, 1, None, GroupSettings(pools=(8,)), lambda *_: None)
     with pytest.raises(InvalidSetting, match="are needed"):
-        Pool([make_trace(4)], SHAPE, forecast(1), 2, 9)
+        Pool([make_trace(4)], SHAPE, RecentPaths(SHAPE, 1), 2, 9)
+
+
+def test_only_conversations_that_trained_nothing_are_taken(tmp_path):
+    model = TracedModel("tiny", "f00d", SHAPE)
+    file, other = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
+    with TraceStore(file, model) as store:
+        for number in range(40):
+            store.append(0, replace(make_trace(4 + number % 2, number), conversation=str(number)))
+    found_model, found = unseen_traces([file], 99, 5)
+    assert found_model == model
+    assert {trace.conversation for trace in found} == {
+        str(number) for number in range(1, 40, 2) if part_of(str(number)) == "test"
+    }
+    assert len(unseen_traces([file], 3, 5, seen_too=True)[1]) == 3
+    with TraceStore(other, replace(model, fingerprint="beef")) as store:
+        store.append(0, make_trace(4))
+    with pytest.raises(InvalidSetting, match="different models"):
+        unseen_traces([file, other], 9, 1)

@@ -30,9 +30,10 @@ def replay(
 ) -> GroupingRun:
     """Reads `tokens` tokens of the pool's chats, in groups of `size`, and as many before, which are not counted.
 
-    Every chat always has a token waiting. `knows_truth`: the grouping is given true paths in place of predicted ones.
+    Every chat always has a token waiting; one that ends begins again. `knows_truth`: the grouping is
+    given true paths in place of predicted ones.
     """
-    state = _Chats(len(pool), max(bound, least_bound(len(pool), size)))
+    state = _Chats(pool, max(bound, least_bound(len(pool), size)))
     passes = worst = read = 0
     seconds, before = 0.0, (0, 0)
     while read < 2 * tokens:
@@ -51,11 +52,12 @@ def replay(
 
 
 class _Chats:
-    def __init__(self, chats: int, bound: int) -> None:
-        self.position = np.zeros(chats, np.int64)
-        self._passed = np.zeros(chats, np.int64)
+    def __init__(self, pool: Pool, bound: int) -> None:
+        self.position = np.zeros(len(pool), np.int64)
+        self._tokens = pool.true.shape[1]
+        self._passed = np.zeros(len(pool), np.int64)
         self._bound = bound
-        self._places = np.arange(chats)
+        self._places = np.arange(len(pool))
 
     def choose(self, pool: Pool, cache: PassCache, grouping: Grouping, size: int, knows_truth: bool) -> list[int]:
         order = np.argsort(-self._passed, kind="stable")
@@ -72,5 +74,5 @@ class _Chats:
         worst = int(self._passed[group].max())
         self._passed += 1
         self._passed[group] = 0
-        self.position[group] += 1
+        self.position[group] = (self.position[group] + 1) % self._tokens
         return worst

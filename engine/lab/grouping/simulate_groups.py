@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.cache.policy_choice import make_policy
+from engine.checkpoint.catalog import resolve_model
+from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 from engine.lab.grouping.best_split import best_split
 from engine.lab.grouping.pass_cache import PassCache
 from engine.lab.grouping.pool import Pool
 from engine.lab.grouping.replay import replay
+from engine.lab.grouping.unseen import unseen_traces
 from engine.lab.report import make_report
+from engine.routing.predictor_files import find_predictor
+from engine.routing.predictors.recurrent_batch import RecurrentBatch, can_batch
+from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 from engine.scheduling.cost import most_likely
@@ -29,7 +36,7 @@ from engine.scheduling.groupings import (
     Waiting,
     make_grouping,
 )
-from engine.scheduling.paths import PathForecast
+from engine.scheduling.paths import PathForecast, RecentPaths, path_forecast
 
 OnProgress = Callable[[str, int, int], None]
 BY_SEARCH = "by-search"
@@ -62,15 +69,35 @@ class GroupSettings:
     start: int = 48
 
 
+def simulate_recorded(
+    files: Sequence[Path],
+    model: str,
+    settings: GroupSettings,
+    seen_too: bool,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """`simulate_groups` of conversations in `files`, of `model`, that trained nothing. Raises EngineError."""
+    index = ExpertIndex.from_checkpoint(resolve_model(model, on_progress))
+    recorded, traces = unseen_traces(files, max(settings.pools), settings.start + 2 * settings.tokens, seen_too)
+    if (recorded.shape.layers, recorded.shape.experts) != (len(index.experts_per_layer), max(index.experts_per_layer)):
+        raise InvalidSetting("The routing was recorded with another model.", "Give that model with --model.")
+    stored, _ = find_predictor(recorded.fingerprint)
+    return simulate_groups(traces, recorded.shape, index.slot_bytes, stored, settings, on_progress)
+
+
 def simulate_groups(
     traces: Sequence[RoutingTrace],
     shape: RoutingShape,
     expert_bytes: int,
-    make_forecast: Callable[[int], PathForecast],
+    stored: StoredPredictor | None,
     settings: GroupSettings,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """The report: `runs`, and of each its bytes over those of random groups of the same size. Raises InvalidSetting."""
+    """The report: `runs`, and of each its bytes over those of random groups of the same size; `forecasts`, how well and
+    at which cost paths are predicted, with `stored`, by what a chat used lately, and by its last token.
+
+    Raises InvalidSetting.
+    """
     pools = [size for size in settings.pools if size <= len(traces)]
     if not pools:
         raise InvalidSetting(
@@ -78,12 +105,33 @@ def simulate_groups(
         )
     runs: list[dict[str, Any]] = []
     for size in pools:
-        pool = Pool(traces[:size], shape, make_forecast(size), settings.start, _most_tokens(traces[:size], settings))
+        pool = _pool(traces[:size], shape, path_forecast(stored, shape, size), settings)
         cells = list(_cells(size, settings))
         for number, (group_size, share, policy) in enumerate(cells):
             runs += _compare(pool, shape, expert_bytes, group_size, share, policy, settings)
             on_progress(f"Grouped {size} conversations", number + 1, len(cells))
-    return make_report(runs, _ratios(runs), settings=asdict(settings), conversations=len(traces))
+    forecasts = _forecasts(traces[: pools[-1]], shape, stored, settings)
+    return make_report(runs, _ratios(runs), settings=asdict(settings), conversations=len(traces), forecasts=forecasts)
+
+
+def _pool(traces: Sequence[RoutingTrace], shape: RoutingShape, forecast: PathForecast, settings: GroupSettings) -> Pool:
+    return Pool(traces, shape, forecast, settings.start, _most_tokens(traces, settings))
+
+
+def _forecasts(
+    traces: Sequence[RoutingTrace], shape: RoutingShape, stored: StoredPredictor | None, settings: GroupSettings
+) -> dict[str, dict[str, float]]:
+    made: dict[str, PathForecast] = {
+        "recent": RecentPaths(shape, len(traces)),
+        "previous": RecentPaths(shape, len(traces), memory=0.0),
+    }
+    if stored is not None and can_batch(stored):
+        made["trained"] = RecurrentBatch(stored, len(traces))
+    found = {}
+    for name, forecast in made.items():
+        pool = _pool(traces, shape, forecast, settings)
+        found[name] = {"recall": pool.recall(), "ms_per_token": 1e3 * pool.seconds_per_token}
+    return found
 
 
 def _cells(pool: int, settings: GroupSettings) -> Iterator[tuple[int, float, str]]:
@@ -96,7 +144,7 @@ def _cells(pool: int, settings: GroupSettings) -> Iterator[tuple[int, float, str
 
 def _most_tokens(traces: Sequence[RoutingTrace], settings: GroupSettings) -> int:
     """Of a conversation: some are read more often than others."""
-    return min(min(map(len, traces)) - settings.start, (2 * settings.tokens + 1) * 8)
+    return min(min(map(len, traces)) - settings.start, 8 * settings.tokens)
 
 
 def _compare(

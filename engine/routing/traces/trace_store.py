@@ -99,9 +99,14 @@ class TraceStore:
         with self._lock, in_words(self.path):
             ids = [row[0] for row in self._database.execute("SELECT id FROM conversations ORDER BY number")]
         for conversation in ids:
-            pieces = self._pieces(conversation, until)
-            if pieces:
-                yield joined(pieces)
+            found = self.trace(conversation, until)
+            if found is not None:
+                yield found
+
+    def trace(self, conversation: str, until: int | None = None) -> RoutingTrace | None:
+        """One conversation, as in `traces`; None where nothing of it is recorded."""
+        pieces = self._pieces(conversation, until)
+        return joined(pieces) if pieces else None
 
     def summary(self) -> TraceSummary:
         """Counts of what is recorded."""
