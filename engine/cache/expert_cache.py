@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cache.direct_use import DirectUse
 from engine.cache.host_compute import HostCompute
 from engine.cache.link import ExpertWeights, Link, Priority, Transfer
 from engine.cache.policies import EvictionPolicy
@@ -85,6 +86,7 @@ class ExpertCache:
         self._closed = False
         self._slot_ids = 0
         self._use_counts = np.zeros((len(experts_per_layer), max(experts_per_layer)), np.int64)
+        self._direct: DirectUse | None = None  # from when somebody asks for addresses
         with self._lock:
             self._add_slots(slots)
 
@@ -144,6 +146,7 @@ class ExpertCache:
         with self._lock:
             self._raise_if_closed()
             self._transfers.settle()
+            self._count_direct_use()
             lease = Lease(self, keys)
             self._classify(keys)
             if self._phase is Phase.PREFILL:
@@ -159,12 +162,41 @@ class ExpertCache:
                 self._counters.prediction_seconds += time.perf_counter() - began
         return lease
 
+    def addresses(self) -> np.ndarray | None:
+        """int64 [layers, experts]: where experts lie that may be computed with in this decoding step without being
+        acquired; 0 for all others. It changes with residency, and only `acquire` makes anybody leave. None while that
+        is not so: where guesses take slots from others, and where the link has to be told what is computed with.
+        """
+        with self._lock:
+            self._raise_if_closed()
+            if self._link.tells_release or self.foresees:
+                return None
+            if self._direct is None:
+                self._direct = DirectUse(self._use_counts)
+                for key in self._residency:
+                    if self._residency.is_resident(key):
+                        self._direct.addresses[key] = self._weights(key).address
+            self._transfers.settle()
+            return self._direct.addresses
+
+    def computed(self, first: int, told: Sequence[tuple[Any, Any, Any]], experts: np.ndarray) -> None:
+        """Layers `first`, `first` + 1, ... were computed with experts at their addresses: what `observe` would have
+        been told of each, and their ids, [layers, top k]. Each counts as a hit.
+        """
+        if self._on_routing is not None:
+            for layer, of_layer in enumerate(told, first):
+                self._on_routing(layer, *of_layer)
+        with self._lock:
+            assert self._direct is not None
+            self._direct.used(first, experts)
+
     def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:
         """The next steps process `tokens` rows at once: stream experts, reading ahead if most will be needed.
 
         As soon as `cancelled()`, `acquire` raises Cancelled: a pass takes seconds, a layer a fraction of one.
         """
         with self._lock:
+            self._count_direct_use()
             self._cancelled = cancelled
             self._phase = Phase.PREFILL
             self._pause_speculation()
@@ -179,7 +211,12 @@ class ExpertCache:
     def step_ended(self) -> None:
         """One token is done: policies that know time take note."""
         with self._lock:
-            self._residency.policy.step_ended()
+            if self._direct is not None and self._direct.is_waiting:
+                self._direct.step_ended()
+                if self._direct.is_full:
+                    self._count_direct_use()
+            else:
+                self._residency.policy.step_ended()
             if self._can_foresee and self._speculation is not None:
                 began, waited = self._step_began
                 waited = self._counters.stall_seconds[Phase.DECODE] - waited
@@ -193,6 +230,7 @@ class ExpertCache:
         """Grows or shrinks to `slots`. Call between steps: nothing may be leased. Memory is given back at once."""
         with self._lock:
             self._raise_if_closed()
+            self._count_direct_use()
             self._drain()
             surplus = self._residency.slots - slots
             if surplus > 0:
@@ -205,6 +243,7 @@ class ExpertCache:
     def counters(self) -> dict[str, Any]:
         """The cache's part of EngineStats' fields."""
         with self._lock:
+            self._count_direct_use()
             return self._counters.to_stats_fields()
 
     def host_compute_words(self) -> str:
@@ -234,6 +273,7 @@ class ExpertCache:
     def use_counts(self) -> np.ndarray:
         """[layers, experts] int64: decoding activations since load."""
         with self._lock:
+            self._count_direct_use()
             return self._use_counts.copy()
 
     def check(self) -> None:
@@ -330,9 +370,7 @@ class ExpertCache:
         lease.handed_out = ready
         lease.waiting_for = [key for key in lease.waiting_for if key not in ready]
         for key in ready:
-            if key in self._unread:
-                self._unread.discard(key)
-                self._counters.bytes_prefetch_used += self._link.transfer_bytes(key)
+            self._book_read(key)
         return [(key.expert, self._weights(key)) for key in ready]
 
     def _hand_out_on_host(self, lease: Lease) -> list[tuple[int, ExpertWeights]]:
@@ -418,6 +456,8 @@ class ExpertCache:
 
     def _on_arrival(self, transfer: Transfer) -> None:
         self._residency.publish(transfer.key)
+        if self._direct is not None:
+            self._direct.addresses[transfer.key] = self._weights(transfer.key).address
         if self._host is not None and transfer.origin is Priority.DEMAND:
             self._host.transferred(self._transfers.now() - max(transfer.submitted_at, self._demand_arrived_at))
             self._demand_arrived_at = self._transfers.now()
@@ -445,6 +485,22 @@ class ExpertCache:
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
+    def _count_direct_use(self) -> None:
+        if self._direct is not None and self._direct.is_waiting:
+            policy = self._residency.policy
+            used = self._used_unread if self._unread else policy.used
+            self._counters.hits[Phase.DECODE] += self._direct.count(used, policy.step_ended)
+
+    def _used_unread(self, key: ExpertKey) -> None:
+        self._residency.policy.used(key)
+        self._book_read(key)
+
+    def _book_read(self, key: ExpertKey) -> None:
+        """`key` is computed with: if it came on a guess, that was right."""
+        if key in self._unread:
+            self._unread.discard(key)
+            self._counters.bytes_prefetch_used += self._link.transfer_bytes(key)
+
     def _add_slots(self, count: int) -> None:
         slots = list(range(self._slot_ids, self._slot_ids + count))
         self._slot_ids += count
@@ -454,6 +510,8 @@ class ExpertCache:
     def _book_evictions(self) -> None:
         for key in self._residency.evicted:
             self._counters.evictions += 1
+            if self._direct is not None:
+                self._direct.addresses[key] = 0
             self._stream.evicted(key)
             if key in self._unread:
                 self._unread.discard(key)

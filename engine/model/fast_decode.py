@@ -13,6 +13,7 @@ import torch
 
 from engine.model.experts import Batch, ExpertProvider, ExpertWeights, expert_forward, plain_activation
 from engine.model.fast_support import family_of, is_moe, sliding_window, unsupported_reason
+from engine.model.joined_layers import AddressedExperts, JoinedLayers, LayerArrays, RoutedRows, SlotLayout
 from engine.model.kernels import use_torch_threads
 from engine.model.kv_cache import KvCache, KvLayer
 
@@ -47,15 +48,19 @@ class FastDecoder:
         attention_scratch = _AttentionScratch(model, kv.context_length)
         self._layers: list[tuple[_Attention, _Moe | _DenseMlp]] = []
         moe_layers = 0
+        self._rows = _routed_rows(model)
         for number, layer in enumerate(model.model.layers):
             mlp: _Moe | _DenseMlp
             if is_moe(layer):
-                mlp = _Moe(model, layer, moe_layers, provider, self._kernels)
+                mlp = _Moe(model, layer, moe_layers, self._rows, provider, self._kernels)
                 moe_layers += 1
             else:
                 mlp = _DenseMlp(layer)
             attention = _Attention(model, number, kv.layers[number], attention_scratch, self._kernels)
             self._layers.append((attention, mlp))
+        self._attention_scratch = attention_scratch.buffers
+        self._addressed = provider if isinstance(provider, AddressedExperts) and kernels is None else None
+        self._joined: JoinedLayers | None = None
         self._norm = model.model.norm
         self._norm_weight = _fp32(model.model.norm.weight)
         self._head = kernel_view(model.lm_head.weight)
@@ -73,9 +78,15 @@ class FastDecoder:
         cos, sin = self._rotary.at(position)
         residual = self._residual
         residual[:] = self._embedding[token_id].float().numpy()
-        for attention, mlp in self._layers:
-            attention.add_to(residual, position, cos, sin)
-            mlp.add_to(residual)
+        addresses = None if self._addressed is None else self._addressed.addresses()
+        if addresses is not None and self._joined is not None:
+            self._run_joined(self._joined, addresses, position, cos, sin)
+        else:
+            for attention, mlp in self._layers:
+                attention.add_to(residual, position, cos, sin)
+                mlp.add_to(residual)
+        if addresses is not None and self._joined is None:
+            self._joined = self._join_layers()
         for layer in self._kv.layers:
             layer.length = position + 1
         self._kernels.rms_norm(residual, self._norm_weight, self._norm.variance_epsilon, self._last_x[0])
@@ -83,6 +94,30 @@ class FastDecoder:
         if self._head_bias is not None:
             self._logits += self._head_bias
         return self._logits[0]
+
+    def _run_joined(
+        self, joined: JoinedLayers, addresses: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        """All layers: those in one call that it can compute, then one whose experts have to be acquired, and so on."""
+        assert self._addressed is not None
+        first, count, rows = 0, len(self._layers), self._rows
+        while first < count:
+            stop = joined.run(first, self._residual, position, cos, sin, addresses)
+            if stop > first:
+                self._addressed.computed(first, rows.told[first:stop], rows.ids[first:stop])
+            if stop < count:
+                mlp = self._layers[stop][1]
+                assert isinstance(mlp, _Moe)
+                mlp.add_routed_to(self._residual)
+            first = stop + 1
+
+    def _join_layers(self) -> JoinedLayers | None:
+        """Known after a first step: where parameters lie in a slot. None where layers differ."""
+        layers = [LayerArrays(attention.weights, *mlp.arrays) for attention, mlp in self._layers if mlp.arrays]
+        if len(layers) < len(self._layers) or not JoinedLayers.supports(layers):
+            self._addressed = None
+            return None
+        return JoinedLayers(layers, self._rows, self._attention_scratch)
 
     @property
     def last_hidden(self) -> np.ndarray:
@@ -148,7 +183,7 @@ class _Attention:
         window = sliding_window(model, family, number)
         self._kernel = kernels.attention_block
         self._scratch = scratch.buffers
-        self._weights = (
+        self.weights = (
             _fp32(norm.weight),
             norm.variance_epsilon,
             *(kernel_view(linear.weight) for linear in linears),
@@ -161,13 +196,21 @@ class _Attention:
         )
 
     def add_to(self, residual: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray) -> None:
-        self._kernel(*self._weights, position, cos, sin, residual, *self._scratch)
+        self._kernel(*self.weights, position, cos, sin, residual, *self._scratch)
 
 
 class _Moe:
     """One decoder layer's norm, router and experts, and the shared expert where there is one."""
 
-    def __init__(self, model: Any, layer: Any, ordinal: int, provider: ExpertProvider, kernels: DecodeKernels) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layer: Any,
+        ordinal: int,
+        rows: RoutedRows,
+        provider: ExpertProvider,
+        kernels: DecodeKernels,
+    ) -> None:
         family = family_of(model)
         assert family is not None
         block = layer.mlp
@@ -182,23 +225,31 @@ class _Moe:
             bool(family.always_renormalise or router.norm_topk_prob),
         )
         width, top_k = model.config.hidden_size, router.top_k
-        self._x = np.empty((1, width), np.float32)
+        self._x, self._ids, self._weights = rows.x[ordinal][None], rows.ids[ordinal], rows.weights[ordinal]
+        self._told = rows.told[ordinal]
         self._probabilities = np.empty(router.weight.shape[0], np.float32)
-        self._ids = np.empty(top_k, np.int64)
-        self._weights = np.empty(top_k, np.float32)
         self._addresses = np.empty(top_k, np.int64)
         self._rows_of_batch = np.empty(top_k, np.int64)
         self._no_tokens = np.zeros(top_k, np.int64)  # every pair belongs to token 0
         self._outputs = np.empty((top_k, width), np.float32)
-        self._x_tensor = torch.from_numpy(self._x)
-        self._index_tensor = torch.from_numpy(self._ids)[None]
-        self._weight_tensor = torch.from_numpy(self._weights)[None]
-        self._layout: _SlotLayout | None = None
+        self._layout: SlotLayout | None = None
+        self._hidden = np.empty((0, 0), np.float32)
         self._shared = _shared_expert(block, self._x, kernels)
+
+    @property
+    def arrays(self) -> tuple[tuple[Any, ...], int, SlotLayout] | None:
+        """What LayerArrays holds of it; None with an expert for every token, or before the first step."""
+        if self._activation is None or self._shared is not None or self._layout is None:
+            return None
+        return self._route_weights, self._activation, self._layout
 
     def add_to(self, residual: np.ndarray) -> None:
         self._kernels.route(residual, *self._route_weights, self._x[0], self._probabilities, self._ids, self._weights)
-        self._provider.observe(self._ordinal, self._x_tensor, self._index_tensor, self._weight_tensor)
+        self.add_routed_to(residual)
+
+    def add_routed_to(self, residual: np.ndarray) -> None:
+        """The experts that the router has just chosen."""
+        self._provider.observe(self._ordinal, *self._told)
         ids = self._ids.tolist()
         with self._provider.acquire(self._ordinal, ids) as lease:
             if self._shared is not None:
@@ -228,27 +279,31 @@ class _Moe:
             self._x,
             self._no_tokens,
             self._rows_of_batch,
-            layout.hidden,
+            self._hidden,
             self._outputs,
         )
 
-    def _remember_layout(self, weights: ExpertWeights) -> _SlotLayout:
-        self._layout = _SlotLayout(weights, len(self._ids))
+    def _remember_layout(self, weights: ExpertWeights) -> SlotLayout:
+        self._layout = _slot_layout(weights)
+        self._hidden = np.empty((len(self._ids), self._layout.intermediate), np.float32)
         return self._layout
 
 
-class _SlotLayout:
+def _slot_layout(weights: ExpertWeights) -> SlotLayout:
     """Where a layer's parameters lie within a slot: the same for all of its experts."""
+    from engine.model.kernels.storage import has_kernel_dtype, kernel_view
 
-    def __init__(self, weights: ExpertWeights, top_k: int) -> None:
-        from engine.model.kernels.storage import has_kernel_dtype, kernel_view
+    gate_up, down = weights.tensors["gate_up_proj"], weights.tensors["down_proj"]
+    readable = has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
+    stored = np.empty(0, kernel_view(down[:0]).dtype) if readable else None
+    offsets = (tensor.data_ptr() - weights.address for tensor in (gate_up, down))
+    gate_up_offset, down_offset = offsets
+    return SlotLayout(stored, gate_up_offset, down_offset, down.shape[1])
 
-        gate_up, down = weights.tensors["gate_up_proj"], weights.tensors["down_proj"]
-        readable = has_kernel_dtype(down.dtype) and gate_up.dtype == down.dtype
-        self.stored = np.empty(0, kernel_view(down[:0]).dtype) if readable else None
-        self.gate_up_offset = gate_up.data_ptr() - weights.address
-        self.down_offset = down.data_ptr() - weights.address
-        self.hidden = np.empty((top_k, down.shape[1]), np.float32)
+
+def _routed_rows(model: Any) -> RoutedRows:
+    layers = [layer for layer in model.model.layers if is_moe(layer)]
+    return RoutedRows(len(layers), model.config.hidden_size, max(layer.mlp.gate.top_k for layer in layers))
 
 
 def _shared_expert(block: Any, x: np.ndarray, kernels: DecodeKernels) -> _SharedExpert | _SharedExpertModule | None:
@@ -299,6 +354,8 @@ class _SharedExpertModule:
 
 class _DenseMlp:
     """A decoder layer without experts, in a family that mixes both kinds."""
+
+    arrays = None
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer

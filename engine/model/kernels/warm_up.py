@@ -11,6 +11,7 @@ from engine.model.kernels.activation import SILU
 from engine.model.kernels.decode_kernels import DecodeKernels
 from engine.model.kernels.packed_product import four_bit_rows, int8_rows, raise_four_bit, raise_int8
 from engine.model.kernels.routing import combine
+from engine.model.kernels.run_layers import POINTERS, run_layers
 from engine.model.kernels.storage import kernel_view
 from engine.model.kernels.tile_product import TILE_OUTPUTS, expert_rows, multiply_rows
 
@@ -39,6 +40,8 @@ def warm_up(
         steps += _packed_steps()
     if fast_path:
         steps += _fast_path_steps(kernels, _stored(dense))
+    if fast_path and experts is not None:
+        steps.append(lambda: _run_no_layers(_stored(dense), _stored(experts)[0]))
     for done, step in enumerate(steps):
         if on_progress:
             on_progress(STAGE, done, len(steps))
@@ -98,6 +101,14 @@ def _fast_path_steps(kernels: DecodeKernels, dense: np.ndarray) -> list[Step]:
         lambda: kernels.add_experts(one.copy(), matrix, one),
         lambda: kernels.rms_norm(one, one, 1e-6, one.copy()),
     ]
+
+
+def _run_no_layers(dense: np.ndarray, stored: np.ndarray) -> None:
+    one, matrix, cube = np.ones(1, np.float32), np.ones((1, 1), np.float32), np.ones((1, 1, 1), np.float32)
+    numbers, table = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
+    weights = np.zeros((0, POINTERS), np.int64), table, np.zeros((1, 3)), numbers, dense, stored, 1, 1, SILU, True
+    scratch = one, matrix, matrix, matrix, matrix, matrix, cube, numbers, numbers, numbers, matrix, matrix, one
+    run_layers(0, one, 0, one, one, table, *weights, numbers, matrix, table, matrix, *scratch)
 
 
 def _tall(stored: np.ndarray) -> np.ndarray:
