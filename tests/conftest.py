@@ -1,6 +1,7 @@
 """Which tests may be left out: browser tests where there is no Chromium; in CI, none."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,19 +14,43 @@ from tests.fixtures_hub import hub  # noqa: F401 - a fixture for all
 hypothesis.settings.register_profile("expertflow", deadline=None)  # timing never decides a test
 hypothesis.settings.load_profile("expertflow")
 
+LONGEST_FILES = ("test_browser.py", "test_page.py", "test_builtin.py")
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 LEFT_OUT = pytest.StashKey[list[str]]()
+WORKERS_LEFT_OUT = "browser_tests_left_out"  # as pytest's worker processes name it to the process that reports
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_browser_tests_out(config, items)
+    if _is_worker(config):  # what takes long begins first, so that all processes end at about the same time
+        items.sort(key=lambda item: _place(item.path))
+        config.workeroutput[WORKERS_LEFT_OUT] = config.stash.get(LEFT_OUT, [])
+
+
+def _leave_browser_tests_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     browser_tests = [item for item in items if item.get_closest_marker("browser")]
     if not browser_tests or find_chromium():
         return
+    if IN_CI and _is_worker(config):
+        return  # the words of an error would be lost: they are those that the tests fail with
     if IN_CI:
         raise pytest.UsageError(f"No Chromium, and CI leaves no test out. {HOW_TO_GET_IT}")
     items[:] = [item for item in items if item not in browser_tests]
     config.hook.pytest_deselected(items=browser_tests)
     config.stash[LEFT_OUT] = [item.nodeid for item in browser_tests]
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _place(path: Path) -> int:
+    return LONGEST_FILES.index(path.name) if path.name in LONGEST_FILES else len(LONGEST_FILES)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node, error) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get(WORKERS_LEFT_OUT, [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -508,27 +508,40 @@ def test_the_variable_decides_which_chromium():
 BROWSER_TEST = "import pytest\n@pytest.mark.browser\ndef test_page(): pass\ndef test_rest(): pass\n"
 
 
+@pytest.mark.parametrize("processes", [(), ("-n", "2")])
+def test_browser_tests_are_left_out_in_words(tmp_path, processes):
+    answer = run_pytest(tmp_path, BROWSER_TEST, "", *processes)
+    assert "1 tests left out: no Chromium" in answer.stdout
+    assert "test_page.py::test_page" in answer.stdout
+    assert answer.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("content", "in_ci", "exit_code", "words"),
     [
-        (BROWSER_TEST, "", 0, "1 tests left out: no Chromium"),
         (BROWSER_TEST, "true", 4, "CI leaves no test out"),
         ("import pytest\ndef test_page(): pytest.skip('no')\n", "", 0, "1 skipped"),
         ("import pytest\ndef test_page(): pytest.skip('no')\n", "true", 1, "CI leaves no test out"),
         ("import pytest\npytest.skip('no', allow_module_level=True)\n", "true", 2, "CI leaves no test out"),
     ],
 )
-def test_tests_are_left_out_in_words_and_never_in_ci(tmp_path, content, in_ci, exit_code, words):
-    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "test_page.py").write_text(content)
-    surroundings = {**os.environ, "CI": in_ci, "EXPERTFLOW_CHROMIUM": "/gone", "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", tmp_path],
-        cwd=tmp_path,
+def test_no_test_is_left_out_in_ci(tmp_path, content, in_ci, exit_code, words):
+    answer = run_pytest(tmp_path, content, in_ci)
+    assert words in answer.stdout + answer.stderr
+    assert answer.returncode == exit_code
+
+
+def run_pytest(folder: Path, content: str, in_ci: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Where there is no Chromium, with the configuration of this suite."""
+    shutil.copy(ROOT / "tests/conftest.py", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "test_page.py").write_text(content)
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    surroundings |= {"CI": in_ci, "EXPERTFLOW_CHROMIUM": "/gone", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", folder, *options],
+        cwd=folder,
         env=surroundings,
         capture_output=True,
         text=True,
     )
-    assert words in answer.stdout + answer.stderr
-    assert answer.returncode == exit_code

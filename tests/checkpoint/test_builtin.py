@@ -25,7 +25,7 @@ from engine.checkpoint.builtin.dense import DenseWeights
 from engine.checkpoint.builtin.layout import plan_shards
 from engine.checkpoint.builtin.shard import ALIGNMENT_BYTES, ShardWriter, TensorEntry, to_bf16
 from engine.errors import BuildFailed, DiskFull
-from tests.checkpoint.small_recipe import LAYERS, make_small_recipe
+from tests.checkpoint.small_recipe import EXPERTS, LAYERS, make_small_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT_NEURONS = 1344
@@ -149,20 +149,16 @@ class TestCorrections:
 
 
 class TestDense:
-    def test_weights_equal_those_that_transformers_reads(self, small_build: Path, dense) -> None:
+    def test_weights_equal_those_that_transformers_reads(self, dense) -> None:
         """Embedding, attention (with its rotary permutation) and norms against an independent reader."""
+        from transformers import LlamaConfig, LlamaForCausalLM
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-        from transformers.models.auto import AutoConfig
 
         from engine.checkpoint.builtin.dense import dense_gguf_path
 
-        gguf = dense_gguf_path()
-        config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         with torch.device("meta"):
-            from transformers import AutoModelForCausalLM
-
-            empty = AutoModelForCausalLM.from_config(config)
-        tensors = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=empty)["tensors"]
+            empty = LlamaForCausalLM(LlamaConfig(num_hidden_layers=dense.layers))  # for the names of its weights
+        tensors = load_gguf_checkpoint(str(dense_gguf_path()), return_tensors=True, model_to_load=empty)["tensors"]
         attention = dense.attention(1)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             expected = tensors[f"model.layers.1.self_attn.{name}.weight"]
@@ -201,7 +197,7 @@ class TestLayout:
         by_expert: dict[str, list[tuple[str, int, int]]] = {}
         for expert, matrix, offset, (first, end) in ranges:
             by_expert.setdefault(expert, []).append((matrix, offset, end - first))
-        assert len(by_expert) == LAYERS * 16
+        assert len(by_expert) == LAYERS * EXPERTS
         for pieces in by_expert.values():
             assert [matrix for matrix, _, _ in pieces] == ["w1", "w3", "w2"]
             assert pieces[0][1] % ALIGNMENT_BYTES == 0
@@ -246,9 +242,9 @@ class TestModel:
         assert tokenizer.decode(model.generation_config.eos_token_id[0]) == "<|im_end|>"
         assert model(torch.tensor([tokenizer.encode(text)])).logits.isfinite().all()
 
-    def test_two_builds_give_the_same_bytes(self, small_build: Path, tmp_path: Path, small_recipe) -> None:
+    def test_two_builds_give_the_same_bytes(self, small_build: Path, tmp_path: Path, dense, small_recipe) -> None:
         again = tmp_path / "again"
-        builder.build(again, small_recipe, DenseWeights(), silent)
+        builder.build(again, small_recipe, dense, silent)
         names = sorted(path.name for path in small_build.iterdir())
         assert names == sorted(path.name for path in again.iterdir())
         for name in names:
@@ -405,7 +401,7 @@ class TestDisk:
         with pytest.raises(DiskFull) as refused:
             builtin.ensure_builtin()
         needed_bytes = int(refused.value.cause.split(" needs ")[1].split()[0].replace(",", ""))
-        assert needed_bytes > LAYERS * 16 * 3 * MATRIX_BYTES
+        assert needed_bytes > LAYERS * EXPERTS * 3 * MATRIX_BYTES
         assert [path for path in builtin.builtin_path().parent.iterdir() if path.is_dir()] == []
         monkeypatch.setattr(ShardWriter, "write", write)
         assert builtin.is_complete(builtin.ensure_builtin())
