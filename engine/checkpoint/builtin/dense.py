@@ -36,9 +36,7 @@ class DenseWeights:
     """The dense model's tensors under their ``transformers`` names, dequantised to float32 one at a time."""
 
     def __init__(self, path: Path | None = None) -> None:
-        from gguf import GGUFReader  # imports slowly; only a build needs it
-
-        self._reader = GGUFReader(str(path or dense_gguf_path()))
+        self._reader = _open(path or dense_gguf_path())
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self.layers = int(self._field("llama.block_count"))
         self.hidden_size = int(self._field("llama.embedding_length"))
@@ -88,6 +86,23 @@ class DenseWeights:
         tensor = self._tensors[name]
         values = dequantize(tensor.data, tensor.tensor_type)
         return np.array(values, dtype=np.float32)  # a copy: the reader maps the file
+
+
+def _open(path: Path) -> Any:
+    """The package's own reader, on a plain view of the file: NumPy cuts its memory maps three times slower, and the
+    vocabulary alone is cut into a quarter of a million pieces."""
+    from gguf import GGUFReader  # imports slowly; only a build needs it
+
+    class PlainReader(GGUFReader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._plain = np.asarray(mapped)
+
+    return PlainReader(str(path))
 
 
 def _rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
