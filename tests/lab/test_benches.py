@@ -159,8 +159,9 @@ def test_peers_without_control_groups_say_so_and_drop_pages(monkeypatch):
 
 
 def test_peers_with_nothing_that_runs_is_an_error():
+    alone = {"with_disk": False, "with_token_time": False}
     with pytest.raises(ContenderFailed, match="is not possible"):
-        run_bench_peers(PeersSettings(model=str(tiny_chat_checkpoint()), prefill_tokens=10**6, with_disk=False), silent)
+        run_bench_peers(PeersSettings(model=str(tiny_chat_checkpoint()), prefill_tokens=10**6, **alone), silent)
 
 
 def test_prediction_is_simulated_and_measured_on_the_same_answers():
