@@ -14,7 +14,15 @@ from tests.fixtures_hub import hub  # noqa: F401 - a fixture for all
 hypothesis.settings.register_profile("expertflow", deadline=None)  # timing never decides a test
 hypothesis.settings.load_profile("expertflow")
 
-LONGEST_FILES = ("test_browser.py", "test_page.py", "test_builtin.py")
+LONGEST_FILES = (
+    "test_browser.py",
+    "test_page.py",
+    "test_benches.py",
+    "test_dense_model.py",
+    "test_builtin.py",
+    "test_exactness.py",
+    "test_builtin_training.py",
+)
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 LEFT_OUT = pytest.StashKey[list[str]]()
 WORKERS_LEFT_OUT = "browser_tests_left_out"  # as pytest's worker processes name it to the process that reports
