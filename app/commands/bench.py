@@ -139,7 +139,9 @@ def bench_batch(
 def bench_decode(
     model: Model = "demo",
     budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "15%,25%,35%,45%,60%",
-    policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,lru-per-layer,lfu,predictive",
+    policies: Annotated[
+        str, typer.Option(help="Policies, with commas.")
+    ] = "lru,lru-per-layer,lfu,lfu-per-layer,predictive",
     link: Annotated[
         str,
         typer.Option(

@@ -17,7 +17,8 @@ Budget = Annotated[
 Policy = Annotated[
     str | None,
     typer.Option(
-        help="Who leaves the cache: auto, adaptive, lru, lru-per-layer, lfu or predictive.", show_default="auto"
+        help="Who leaves the cache: auto, adaptive, lru, lru-per-layer, lfu, lfu-per-layer or predictive.",
+        show_default="auto",
     ),
 ]
 Link = Annotated[

@@ -38,9 +38,9 @@ def simulate(
     policies: Annotated[
         str,
         typer.Option(
-            help="lru, lru-per-layer, lfu, adaptive, predictive, least-stale, belady, clairvoyant; with commas."
+            help="lru, lru-per-layer, lfu, lfu-per-layer, adaptive, predictive, least-stale, belady, clairvoyant; with commas."
         ),
-    ] = "lru,lru-per-layer,lfu,predictive,belady,clairvoyant",
+    ] = "lru,lru-per-layer,lfu,lfu-per-layer,predictive,belady,clairvoyant",
     predictor: Annotated[
         Path | None, typer.Option(help="A trained predictor's file, for the predictive policy.")
     ] = None,

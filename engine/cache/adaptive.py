@@ -67,7 +67,8 @@ class AdaptiveEviction(EvictionPolicy):
 
 class _Ghost:
     """A cache of keys under one policy. `hits`: the share of each step's uses, those of `HALF_LIFE_STEPS` ago counted
-    half. A prompt counts no more than a token, however many experts it uses.
+    half. A prompt counts no more than a token, however many experts it uses. As in the cache itself, none of a layer's
+    experts makes room for another one of them: where slots are few, that decides which policy is best.
     """
 
     def __init__(self, policy: EvictionPolicy) -> None:
@@ -75,19 +76,27 @@ class _Ghost:
         self._used = self._hit = 0  # in this step
         self._policy = policy
         self._held: set[ExpertKey] = set()
+        self._layer_uses: list[ExpertKey] = []
         self._slots = 1
 
     def use(self, key: ExpertKey) -> None:
+        if self._layer_uses and self._layer_uses[0].layer != key.layer:
+            self._load()
+        self._layer_uses.append(key)
         self._policy.used(key)
         self._used += 1
-        if key in self._held:
-            self._hit += 1
-            return
-        self._make_room(self._slots - 1, key)
-        self._held.add(key)
-        self._policy.inserted(key)
+        self._hit += key in self._held
+
+    def _load(self) -> None:
+        """What the layer before used and was not there."""
+        for key in self._layer_uses:
+            if key not in self._held and self._make_room(self._slots - 1, key, self._layer_uses):
+                self._held.add(key)
+                self._policy.inserted(key)
+        self._layer_uses.clear()
 
     def step_ended(self) -> None:
+        self._load()
         self._policy.step_ended()
         self.hits = self.hits * 0.5 ** (1 / HALF_LIFE_STEPS) + self._hit / max(self._used, 1)
         self._used = self._hit = 0
@@ -97,9 +106,11 @@ class _Ghost:
         self._policy.resized(slots)
         self._make_room(slots, None)
 
-    def _make_room(self, most: int, incoming: ExpertKey | None) -> None:
+    def _make_room(self, most: int, incoming: ExpertKey | None, blocked: Container[ExpertKey] = ()) -> bool:
         while len(self._held) > most:
-            victim = self._policy.victim((), incoming)
-            assert victim is not None
+            victim = self._policy.victim(blocked, incoming)
+            if victim is None:
+                return False
             self._held.discard(victim)
             self._policy.removed(victim)
+        return True

@@ -60,48 +60,6 @@ class LRU(EvictionPolicy):
         return next((key for key in self._order if key not in blocked), None)
 
 
-class LayerLRU(EvictionPolicy):
-    """LRU inside each layer, slots shared out evenly.
-
-    A global LRU hits nothing when slots are fewer than one token's activations (a cyclic scan); equal shares
-    keep every layer's favourites.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._order: list[OrderedDict[ExpertKey, None]] = [OrderedDict() for _ in range(layers)]
-        self._quota = [0] * layers
-
-    def resized(self, slots: int) -> None:
-        share, rest = divmod(slots, self._layers)
-        self._quota = [share + (layer < rest) for layer in range(self._layers)]
-
-    def inserted(self, key: ExpertKey) -> None:
-        self._order[key.layer][key] = None
-
-    def removed(self, key: ExpertKey) -> None:
-        del self._order[key.layer][key]
-
-    def used(self, key: ExpertKey) -> None:
-        if key in self._order[key.layer]:
-            self._order[key.layer].move_to_end(key)
-
-    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
-        for layer in self._by_surplus(incoming):
-            for key in self._order[layer]:
-                if key not in blocked:
-                    return key
-        return None
-
-    def _by_surplus(self, incoming: ExpertKey | None) -> Iterable[int]:
-        """The incoming expert's own layer if it has used up its share, then the layers most above theirs."""
-        surplus = [len(order) - quota for order, quota in zip(self._order, self._quota, strict=True)]
-        own = incoming.layer if incoming is not None else None
-        if own is not None and surplus[own] >= 0:
-            yield own
-        yield from sorted(range(self._layers), key=lambda layer: -surplus[layer])
-
-
 class DecayedLFU(EvictionPolicy):
     """Least frequently used, where a use `half_life_steps` ago counts half. Absent experts keep their count."""
 
@@ -158,6 +116,63 @@ def _first_valid(
     for entry in set_aside:
         heappush(heap, entry)
     return found
+
+
+class PerLayer(EvictionPolicy):
+    """A policy inside each layer, slots shared out evenly.
+
+    A global LRU hits nothing when slots are fewer than one token's activations (a cyclic scan); equal shares
+    keep every layer's favourites. They also compare experts of one layer only, which wait for their next token alike.
+    """
+
+    def __init__(self, layers: int, make: Callable[[], EvictionPolicy]) -> None:
+        self._inside = [make() for _ in range(layers)]
+        self._held = [0] * layers
+        self._quota = [0] * layers
+
+    def resized(self, slots: int) -> None:
+        share, rest = divmod(slots, len(self._inside))
+        self._quota = [share + (layer < rest) for layer in range(len(self._inside))]
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._held[key.layer] += 1
+        self._inside[key.layer].inserted(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        self._held[key.layer] -= 1
+        self._inside[key.layer].removed(key)
+
+    def used(self, key: ExpertKey) -> None:
+        self._inside[key.layer].used(key)
+
+    def step_ended(self) -> None:
+        for policy in self._inside:
+            policy.step_ended()
+
+    def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
+        for layer in self._by_surplus(incoming):
+            key = self._inside[layer].victim(blocked, incoming) if self._held[layer] else None
+            if key is not None:
+                return key
+        return None
+
+    def _by_surplus(self, incoming: ExpertKey | None) -> Iterable[int]:
+        """The incoming expert's own layer if it has used up its share, then the layers most above theirs."""
+        surplus = [held - quota for held, quota in zip(self._held, self._quota, strict=True)]
+        own = incoming.layer if incoming is not None else None
+        if own is not None and surplus[own] >= 0:
+            yield own
+        yield from sorted(range(len(surplus)), key=lambda layer: -surplus[layer])
+
+
+def layer_lru(layers: int) -> PerLayer:
+    """LRU inside each layer."""
+    return PerLayer(layers, LRU)
+
+
+def layer_lfu(layers: int) -> PerLayer:
+    """Decayed LFU inside each layer."""
+    return PerLayer(layers, DecayedLFU)
 
 
 class Belady(EvictionPolicy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.cache.adaptive import AdaptiveEviction
-from engine.cache.policies import LRU, DecayedLFU, EvictionPolicy, LayerLRU
+from engine.cache.policies import LRU, DecayedLFU, EvictionPolicy, layer_lfu, layer_lru
 from engine.errors import InvalidSetting
 
 MakePolicy = Callable[[int], EvictionPolicy]
@@ -13,8 +13,9 @@ MakePolicy = Callable[[int], EvictionPolicy]
 
 _PLAIN: dict[str, MakePolicy] = {
     "lru": lambda layers: LRU(),
-    "lru-per-layer": LayerLRU,
+    "lru-per-layer": layer_lru,
     "lfu": lambda layers: DecayedLFU(),
+    "lfu-per-layer": layer_lfu,
 }
 PLAIN_POLICIES = tuple(_PLAIN)
 AUTO = "auto"  # predictive or adaptive: see engine.routing.foresight.choose_policy
@@ -32,4 +33,4 @@ def check_policy(name: str) -> str:
 
 def make_policy(name: str, layers: int) -> EvictionPolicy:
     """A fresh policy, by one of PLAIN_POLICIES or ADAPTIVE."""
-    return AdaptiveEviction(layers, _PLAIN, "lru-per-layer") if name == ADAPTIVE else _PLAIN[name](layers)
+    return AdaptiveEviction(layers, _PLAIN, "lfu-per-layer") if name == ADAPTIVE else _PLAIN[name](layers)

@@ -15,7 +15,7 @@ from engine.cache.host_memory import HostMemory
 from engine.cache.host_tier import HostTier
 from engine.cache.link import Priority, Transfer
 from engine.cache.links.cuda import CudaLink
-from engine.cache.policies import LRU, LayerLRU
+from engine.cache.policies import LRU, layer_lru
 from engine.cache.slot_memory import SlotLayouts
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.checkpoint.expert_key import ExpertKey
@@ -111,7 +111,7 @@ def test_a_cache_over_the_link_computes_with_the_right_bytes(slots, seed):
     """Reader threads, prefill with reading ahead, decoding, resizes in between."""
     index, card, chance, wrong = index_of(), FakeCard(seed=seed), random.Random(seed), []
     link = link_on(card)
-    cache = ExpertCache(link, LayerLRU(len(index.experts_per_layer)), index.experts_per_layer, slots)
+    cache = ExpertCache(link, layer_lru(len(index.experts_per_layer)), index.experts_per_layer, slots)
     for step in range(12):
         prefill = step % 4 == 0
         if prefill:

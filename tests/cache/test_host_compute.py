@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.cache.expert_cache import ExpertCache
 from engine.cache.host_compute import HostCompute
 from engine.cache.link import ExpertWeights
-from engine.cache.policies import LayerLRU
+from engine.cache.policies import layer_lru
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import InvalidSetting, TransferFailed
@@ -66,7 +66,7 @@ def simulated(speed: EmulatedSpeed, slots: int) -> tuple[ExpertCache, VirtualTra
         return made[0]
 
     link = VirtualLink(EXPERT_BYTES, speed)
-    return ExpertCache(link, LayerLRU(LAYERS), [EXPERTS] * LAYERS, slots, make_transfers=make), made[0]
+    return ExpertCache(link, layer_lru(LAYERS), [EXPERTS] * LAYERS, slots, make_transfers=make), made[0]
 
 
 def decode(cache: ExpertCache, clock: VirtualTransfers, token: list[list[int]]) -> None:
@@ -131,7 +131,7 @@ def test_a_lease_left_early_gives_the_far_copy_back():
             self.borrowed -= 1
 
     link = Counting(EXPERT_BYTES, EmulatedSpeed(1e9, 0.0, 1e12))
-    cache = ExpertCache(link, LayerLRU(LAYERS), [EXPERTS] * LAYERS, LAYERS, make_transfers=VirtualTransfers)
+    cache = ExpertCache(link, layer_lru(LAYERS), [EXPERTS] * LAYERS, LAYERS, make_transfers=VirtualTransfers)
     for expert in range(EXPERTS):
         lease = cache.acquire(0, [expert, (expert + 1) % EXPERTS])
         lease.next_batch()
@@ -150,7 +150,7 @@ def test_a_far_copy_that_cannot_be_read_ends_the_answer_in_words_and_the_next_on
             return super().host_weights(key)
 
     link = Unreadable(EXPERT_BYTES, EmulatedSpeed(1e9, 0.0, 1e12))
-    cache = ExpertCache(link, LayerLRU(LAYERS), [EXPERTS] * LAYERS, LAYERS, make_transfers=VirtualTransfers)
+    cache = ExpertCache(link, layer_lru(LAYERS), [EXPERTS] * LAYERS, LAYERS, make_transfers=VirtualTransfers)
     with cache.acquire(0, [0]) as lease:
         lease.next_batch()  # how long the link takes is known now
     with (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.cache.deferred import DeferredEviction
 from engine.cache.least_stale import LeastStale
-from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, LayerLRU
+from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, layer_lfu, layer_lru
 from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, check_policy, make_policy
 from engine.cache.predicted_next_use import SwitchedEviction
 from engine.cache.residency import Residency
@@ -58,17 +58,37 @@ def test_lru_equals_the_naive_one(uses, slots):
 @given(st.lists(keys, max_size=60), st.integers(1, 4))
 def test_layer_lru_equals_one_naive_lru_per_layer(uses, per_layer):
     expected = [naive_lru([key for key in uses if key.layer == layer], per_layer) for layer in range(LAYERS)]
-    missed = misses(LayerLRU(LAYERS), uses, per_layer * LAYERS)
+    missed = misses(layer_lru(LAYERS), uses, per_layer * LAYERS)
     warm = [key for key in missed if len({k for k in uses if k.layer == key.layer}) <= per_layer]
     assert sorted(warm) == sorted(set(warm))  # a layer whose experts fit its share misses each of them once
     if all(len({key for key in uses if key.layer == layer}) >= per_layer for layer in range(LAYERS)):
         assert len(missed) <= sum(map(len, expected)) + per_layer * LAYERS
 
 
+@given(st.lists(keys, min_size=1, max_size=60), st.integers(1, 4))
+def test_in_one_layer_policies_per_layer_are_the_plain_ones(uses, slots):
+    uses = [ExpertKey(0, key.expert) for key in uses]
+    for inside, plain in ((layer_lru, LRU()), (layer_lfu, DecayedLFU())):
+        policy = inside(1)
+        policy.resized(slots)
+        assert misses(policy, uses, slots) == misses(plain, uses, slots)
+
+
+def test_a_ghost_keeps_a_layers_experts_while_it_computes():
+    """A favourite and a passer-by in two slots: without pins, one would always make room for the other."""
+    adaptive = make_policy(ADAPTIVE, 1)
+    adaptive.resized(2)
+    for step in range(40):
+        for key in (ExpertKey(0, 0), ExpertKey(0, 1 + step % 3)):
+            adaptive.used(key)
+        adaptive.step_ended()
+    assert all(ghost._hit == 0 and ghost.hits > 0.45 * 35 for ghost in adaptive._ghosts.values())
+
+
 @given(st.lists(keys, max_size=60), st.integers(1, 8))
 def test_belady_never_misses_more_than_the_others(uses, slots):
     bound = len(misses(Belady([key] for key in uses), uses, slots))
-    for policy in (LRU(), LayerLRU(LAYERS), DecayedLFU(half_life_steps=4)):
+    for policy in (LRU(), layer_lru(LAYERS), layer_lfu(LAYERS), DecayedLFU(half_life_steps=4)):
         assert bound <= len(misses(policy, uses, slots))
 
 
@@ -130,7 +150,7 @@ def test_a_global_lru_hits_nothing_when_slots_are_fewer_than_a_token_needs():
     assert len(misses(LRU(), uses, slots=LAYERS)) == len(uses)
     same = [key for _ in range(8) for key in token]
     assert len(misses(LRU(), same, slots=LAYERS - 1)) == len(same)
-    assert len(misses(LayerLRU(LAYERS), same, slots=LAYERS)) == LAYERS
+    assert len(misses(layer_lru(LAYERS), same, slots=LAYERS)) == LAYERS
 
 
 def test_switched_eviction_changes_between_policies_that_both_know_everything():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.policies import LRU, DecayedLFU, LayerLRU
+from engine.cache.policies import LRU, DecayedLFU, layer_lru
 from engine.lab.belady import belady_bytes, decoded_steps, replay, replay_belady
 from engine.routing.traces.trace import NOBODY, RoutingTrace
 
@@ -76,7 +76,7 @@ def test_no_online_cache_misses_less(steps, slots):
     least = replay_belady(steps, slots).misses
     assert least <= naive_misses(steps, slots, lambda key, last_use, uses: (last_use[key], key))
     assert least <= naive_misses(steps, slots, lambda key, last_use, uses: (uses[key], key))
-    for policy in (LRU(), LayerLRU(LAYERS), DecayedLFU()):
+    for policy in (LRU(), layer_lru(LAYERS), DecayedLFU()):
         assert least <= replay(steps, slots, policy).misses
 
 

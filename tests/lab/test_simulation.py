@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.policies import LRU, LayerLRU
+from engine.cache.policies import LRU, layer_lru
 from engine.cache.policy_choice import make_policy
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
@@ -74,7 +74,7 @@ def test_misses_are_those_of_the_replay_without_a_clock(name, slots):
 
 def test_the_clairvoyant_waits_less_for_few_more_bytes():
     traces = [make_trace(60, seed) for seed in range(3)]
-    plain = Simulator(machine(0.4), 12, Contender(LayerLRU(LAYERS))).run(traces)
+    plain = Simulator(machine(0.4), 12, Contender(layer_lru(LAYERS))).run(traces)
     foreseen = Simulator(machine(0.4), 12, make_contender("clairvoyant", traces, SHAPE)).run(traces)
     assert foreseen.counters["stall_seconds"] < 0.5 * plain.counters["stall_seconds"]
     assert foreseen.bytes_moved < 1.25 * plain.bytes_moved
@@ -119,7 +119,7 @@ def test_the_curve_is_what_replays_of_each_size_give(per_layer, top_k, tolerance
     traces = [make_trace(30, seed, top_k=top_k) for seed in range(2)]
     curve = lru_curve(traces, LAYERS, EXPERTS, per_layer)
     for slots in range(LAYERS * top_k, LAYERS * EXPERTS + 1, LAYERS if per_layer else 1):
-        policy = LayerLRU(LAYERS) if per_layer else LRU()
+        policy = layer_lru(LAYERS) if per_layer else LRU()
         policy.resized(slots)
         replayed = replay(decoded_steps(traces), slots, policy)
         assert curve.activations == replayed.activations
