@@ -38,7 +38,7 @@ def simulate(
     policies: Annotated[
         str,
         typer.Option(
-            help="lru, lru-per-layer, lfu, lfu-per-layer, adaptive, predictive, least-stale, belady, clairvoyant; with commas."
+            help="lru, lfu, lru-per-layer, lfu-per-layer, adaptive, predictive, least-stale, belady, clairvoyant."
         ),
     ] = "lru,lru-per-layer,lfu,lfu-per-layer,predictive,belady,clairvoyant",
     predictor: Annotated[

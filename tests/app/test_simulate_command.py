@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.cache.policy_choice import PLAIN_POLICIES
 from engine.hardware.gpu_profiles import profile_named
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel
@@ -31,10 +32,10 @@ def simulate(recorded, *more: object):
 def test_every_policy_budget_and_link_is_a_run(recorded):
     links = "emulated:0.05GBps,stall:50%"
     report = run_json(*simulate(recorded, "--budget", "25%,50%", "--link", links))
-    assert len(report["runs"]) == 2 * 2 * 6
+    assert len(report["runs"]) == 2 * 2 * 7
     by_name = {(run["budget"], run["link"], run["policy"]): run for run in report["runs"]}
     for budget in ("25%", "50%"):
-        plain = [by_name[budget, "stall:50%", policy] for policy in ("lru", "lru-per-layer", "lfu")]
+        plain = [by_name[budget, "stall:50%", policy] for policy in PLAIN_POLICIES]
         assert min(run["stall_share"] for run in plain) == pytest.approx(0.5, abs=0.01)
         assert by_name[budget, "stall:50%", "clairvoyant"]["stall_share"] < 0.5
         assert by_name[budget, "stall:50%", "belady"]["hit_rate"] > max(run["hit_rate"] for run in plain)
