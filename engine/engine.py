@@ -57,6 +57,10 @@ from engine.routing.traces.recording import Recording
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel, identify
+from engine.scheduling.group_rows import GroupRows
+from engine.scheduling.scheduler_of_model import make_token_scheduler
+from engine.scheduling.scheduler_stats import SchedulerStats
+from engine.scheduling.token_scheduler import SchedulerSettings
 from engine.serving.decoding import Decoding
 from engine.serving.places import Places
 from engine.serving.request import Request, Submission
@@ -107,12 +111,13 @@ class Engine:
         in_page_cache = self._link == "disk" and index.total_bytes + plan.near_bytes_total < available_ram_bytes()
         self._policy = choose_policy(policy, self._traced_model.fingerprint, in_page_cache)
         self._foresight = self._make_foresight()
+        group_rows = GroupRows(len(index.experts_per_layer), index.top_k)
         self._cache = ExpertCache(
             opened,
             self._eviction(),
             index.experts_per_layer,
             0,
-            self._passes.observed,
+            group_rows.beside(self._passes.observed) if batch_size else self._passes.observed,
             self._last_row_only,
             prefetcher=self._foresight.prefetcher if self._foresight else None,
         )
@@ -131,6 +136,7 @@ class Engine:
         self._batch_size = batch_size
         joint = None if supports(self._model, kv) else RaggedStep(self._model)
         self._reading = JointReading(joint, self._cache, JointChoice())
+        self._scheduler = make_token_scheduler(self._traced_model, self._cache, group_rows, len(self._sequences))
         self._serving = self._start_serving()
         self._closed = False
         self._guard = self._start_guard()
@@ -154,7 +160,8 @@ class Engine:
 
     def _start_serving(self) -> Serving:
         places = Places(self._sequences)
-        decoding = Decoding(places, self._reading, self._end_ids(), self._gate, self._activity, self._recording.flush)
+        flush = self._recording.flush
+        decoding = Decoding(places, self._reading, self._end_ids(), self._gate, self._activity, flush, self._scheduler)
         return Serving(decoding, max(WAITING_AT_MOST, 2 * len(places)))
 
     def _start_guard(self) -> VramGuard | None:
@@ -424,6 +431,14 @@ class Engine:
             return submission.result().ids
         finally:
             submission.cancel()
+
+    def schedule(self, settings: SchedulerSettings) -> None:
+        """How chats that are answered together share passes, from the next pass on; "auto" before the first call."""
+        self._scheduler.use(settings)
+
+    def scheduler_stats(self) -> SchedulerStats:
+        """What the token scheduler did since load, and what it cost; the worst waits since the last `schedule`."""
+        return self._scheduler.stats()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant speaks next. Raises InvalidSetting."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cache.expert_cache import RoutingListener
 from engine.routing.traces.trace import NOBODY
 
 
@@ -27,13 +28,24 @@ class GroupRows:
 
     def observed(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
         """As `ExpertCache.observe`."""
+        if not self._rows:
+            return
         start = int(self._filled[layer])
         stop = start + len(top_k_index)
         self._filled[layer] = stop
-        if self._rows and stop <= self._rows:
+        if stop <= self._rows:
             index = np.asarray(top_k_index)
             self._experts[start:stop, layer, : index.shape[1]] = index
             self._weights[start:stop, layer, : index.shape[1]] = np.asarray(top_k_weights)
+
+    def beside(self, other: RoutingListener) -> RoutingListener:
+        """Both are told, `other` first."""
+
+        def both(layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
+            other(layer, hidden, top_k_index, top_k_weights)
+            self.observed(layer, hidden, top_k_index, top_k_weights)
+
+        return both
 
     def take(self) -> tuple[np.ndarray, np.ndarray] | None:
         """int16 and float32 [tokens, layers, top k]; None unless every layer told each row exactly once."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from engine.errors import InvalidSetting
+from engine.routing.shape import RoutingShape
 from engine.scheduling.fairness import FairPick, least_bound
 from engine.scheduling.group_rows import GroupRows
 from engine.scheduling.groupings import (
@@ -50,31 +52,43 @@ class SchedulerSettings:
 
 
 class TokenScheduler:
-    """Chats are whatever objects the caller tells them apart by. One thread at a time.
+    """Chats are whatever objects the caller tells them apart by. One thread at a time, but for `use` and `stats`.
 
     absent: float32 [layers, experts], 1 where an expert is neither there nor coming, asked when a grouping needs it;
-    rows: told of the routing of every pass; forecast: for at least `places` chats at once.
+    rows: told of the routing of every pass; make_forecast: for at least `places` chats at once, called once needed.
     """
 
-    def __init__(self, forecast: PathForecast, absent: Callable[[], np.ndarray], rows: GroupRows, places: int) -> None:
-        self._forecast, self._absent, self._rows = forecast, absent, rows
-        shape = forecast.shape
+    def __init__(
+        self,
+        shape: RoutingShape,
+        make_forecast: Callable[[], PathForecast],
+        absent: Callable[[], np.ndarray],
+        rows: GroupRows,
+        places: int,
+    ) -> None:
+        self._shape, self._make_forecast = shape, make_forecast
+        self._absent, self._rows = absent, rows
         self._paths = np.zeros((places, shape.layers, shape.experts), np.float32)
         self._free = list(range(places))
         self._chats: dict[Hashable, _Chat] = {}
         self._stats = SchedulerStats()
-        self.use(SchedulerSettings())
+        self._use(SchedulerSettings())
 
     def use(self, settings: SchedulerSettings) -> None:
-        """From the next pass on. What was measured for "auto" is forgotten."""
+        """From the next pass on; what was measured for "auto" is forgotten. From any thread."""
+        self._asked = settings
+
+    def _use(self, settings: SchedulerSettings) -> None:
+        self._asked: SchedulerSettings | None = None
         self._settings = settings
+        self._stats = replace(self._stats, worst_wait_passes=0, worst_wait_seconds=0.0)
         names = (OFF, CACHE_AWARE) if settings.group_size else (WAVES, CACHE_AWARE)
         self._choice = MeasuredChoice(names if settings.name == AUTO else (settings.name,))
         self._groupings: dict[str, Grouping] = {}
         self._bound = 0
 
     def stats(self) -> SchedulerStats:
-        """Since load."""
+        """Since load; the worst waits since `use`."""
         return self._stats
 
     @contextmanager
@@ -83,6 +97,8 @@ class TokenScheduler:
         were. After an exception they still wait.
         """
         began = time.perf_counter()
+        if self._asked is not None:
+            self._use(self._asked)
         self._meet(chats)
         name, size = self._way(len(chats))
         grouping = self._grouping(name)
@@ -100,7 +116,7 @@ class TokenScheduler:
         ended = time.perf_counter()
         if follows:
             self._follow([self._chats[chats[place]] for place in chosen])
-        self._count(chats, chosen, name, ended - began, scheduling + time.perf_counter() - ended)
+        self._count(chats, chosen, name, follows, ended - began, scheduling + time.perf_counter() - ended)
 
     def _way(self, waiting: int) -> tuple[str, int]:
         name = self._choice.name(waiting)
@@ -111,7 +127,7 @@ class TokenScheduler:
 
     def _grouping(self, name: str) -> Grouping:
         if name not in self._groupings:
-            self._groupings[name] = make_grouping(name, self._forecast.shape.top_k)
+            self._groupings[name] = make_grouping(name, self._shape.top_k)
         return self._groupings[name]
 
     def _meet(self, chats: Sequence[Hashable]) -> None:
@@ -141,6 +157,10 @@ class TokenScheduler:
         self._bound = max(self._bound, 2 * least if isinstance(grouping, Rounds) else least, asked)
         return self._bound
 
+    @cached_property
+    def _forecast(self) -> PathForecast:
+        return self._make_forecast()
+
     def _predict(self, known: Sequence[_Chat], token_ids: Sequence[int]) -> None:
         new = [(chat, token) for chat, token in zip(known, token_ids, strict=True) if not chat.predicted]
         if not new:
@@ -160,7 +180,9 @@ class TokenScheduler:
         if told is not None:
             self._forecast.observed([chat.place for chat in read], *told)
 
-    def _count(self, chats: Sequence[Hashable], chosen: Sequence[int], name: str, took: float, own: float) -> None:
+    def _count(
+        self, chats: Sequence[Hashable], chosen: Sequence[int], name: str, follows: bool, took: float, own: float
+    ) -> None:
         self._choice.took(len(chats), len(chosen), took)
         read, now = {chats[place] for place in chosen}, time.perf_counter()
         passes, seconds = 0, 0.0
@@ -169,7 +191,7 @@ class TokenScheduler:
                 chat.passed_over += 1
                 continue
             passes, seconds = max(passes, chat.passed_over), max(seconds, now - chat.since)
-            chat.followed = chat.followed and chat.predicted  # a token read unpredicted leaves a gap
+            chat.followed = chat.followed and follows  # what was not told leaves a gap
             chat.passed_over, chat.predicted, chat.since = 0, False, now
         self._stats = self._stats.after(name, len(chosen), took, own, passes, seconds)
 

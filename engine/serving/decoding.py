@@ -16,6 +16,7 @@ from engine.generation.activity import Activity
 from engine.generation.joint_reading import JointReading
 from engine.generation.sequence import TokenSequence
 from engine.generation.step_gate import StepGate
+from engine.scheduling.token_scheduler import TokenScheduler
 from engine.serving.places import Places
 from engine.serving.request import Request
 from engine.snapshot import ChatEvent
@@ -37,7 +38,7 @@ class Member:
 class Decoding:
     """What is done in a turn; called by one thread. A request's failure is told to it alone.
 
-    `next_group` chooses whose tokens the next step reads, at least one of the members it is given.
+    `scheduler` chooses whose tokens the next step reads.
     """
 
     def __init__(
@@ -48,12 +49,12 @@ class Decoding:
         gate: StepGate,
         activity: Activity,
         flush: Callable[[], None],
-        next_group: Callable[[Sequence[Member]], Sequence[Member]] = lambda members: members,
+        scheduler: TokenScheduler,
     ) -> None:
         """`flush`: called between two passes when an answer has ended."""
         self._places, self._reading, self._end_ids = places, reading, end_ids
         self._gate, self._activity, self._flush = gate, activity, flush
-        self._next_group = next_group
+        self._scheduler = scheduler
         self.members: list[Member] = []
 
     @property
@@ -80,7 +81,7 @@ class Decoding:
         self._read_prompts()
         decoding = [member for member in self.members if member.decodes]
         if decoding:
-            self._step(self._next_group(decoding), alone=len(decoding) == 1)
+            self._step(decoding)
 
     def fail_all(self, error: BaseException) -> None:
         """Something went wrong that is nobody's own fault."""
@@ -127,11 +128,13 @@ class Decoding:
 
     # -- tokens ---------------------------------------------------------------------------------------------------
 
-    def _step(self, group: Sequence[Member], alone: bool) -> None:
-        sequences = [member.sequence for member in group]
-        tokens = [member.request.last_token for member in group]
-        with self._gate.step(), self._activity.step(len(group)):
-            outcomes = self._reading.read(sequences, tokens, alone)
+    def _step(self, waiting: Sequence[Member]) -> None:
+        with self._scheduler.group(waiting, [member.request.last_token for member in waiting]) as chosen:
+            group = [waiting[place] for place in chosen]
+            sequences = [member.sequence for member in group]
+            tokens = [member.request.last_token for member in group]
+            with self._gate.step(), self._activity.step(len(group)):
+                outcomes = self._reading.read(sequences, tokens, alone=len(waiting) == 1)
         for member, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._fail(member, outcome)

@@ -43,7 +43,7 @@ class Bench:
         self.topic_of, self.forecast = topic_of, Telling(places)
         self.rows = GroupRows(SHAPE.layers, SHAPE.top_k)
         self.absent = np.ones((SHAPE.layers, SHAPE.experts), np.float32)
-        self.scheduler = TokenScheduler(self.forecast, lambda: self.absent, self.rows, places)
+        self.scheduler = TokenScheduler(SHAPE, lambda: self.forecast, lambda: self.absent, self.rows, places)
 
     def step(self, chats: list[str], apart: bool = False) -> list[str]:
         with self.scheduler.group(chats, [ord(chat) for chat in chats]) as chosen:
