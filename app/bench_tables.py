@@ -181,20 +181,34 @@ def _size(value: int | None) -> str:
 
 
 def show_batch(report: dict[str, Any]) -> None:
-    """A row for each number of prompts at once and each way."""
-    table = Table("budget", "at once", "a step is read", "tokens/s", "experts/token", "hit", "MB/token", "stall")
+    """A row for each budget, link, number of prompts at once and contender."""
+    columns = ("budget", "link", "at once", "a pass", "tokens/s", "experts/pass", "experts/token", "hit", "MB/token")
+    table = Table(*columns, "stall", "scheduler", "worst wait")
     for run in report["runs"]:
         table.add_row(
             run["budget"],
+            run["link"],
             str(run["batch_size"]),
-            run["way"],
+            _pass_in_words(run),
             f"{run['tokens_per_second']:.1f}",
+            f"{run['experts_per_pass']:.0f}",
             f"{run['experts_per_token']:.1f}",
             f"{run['hit_rate']:.0%}",
-            f"{run['bytes_per_token'] / 1e6:.0f}",
+            f"{run['bytes_per_token'] / 1e6:.1f}",
             f"{run['stall_share']:.0%}",
+            f"{run['scheduling_share']:.1%}",
+            f"{run['worst_wait_passes']} passes, {run['worst_wait_seconds']:.2f} s",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if not report["identical_ids"]:
+        console.print("Not every contender gave the same answers: near ties between tokens fell differently.")
+
+
+def _pass_in_words(run: dict[str, Any]) -> str:
+    if run["way"] == "apart":
+        return "one chat"
+    return "all" if run["group_size"] is None else f"{run['group_size']}, {run['scheduler']}"
 
 
 def show_groups(report: dict[str, Any]) -> None:

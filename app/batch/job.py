@@ -47,13 +47,13 @@ def run_batch(
     Raises InvalidSetting when `output` holds answers to another file; EngineError when the engine fails.
     """
     total, kept = count_lines(source), _check_same_job(source, output)
-    before, begun = engine.stats(), time.perf_counter()
+    before, scheduled, begun = engine.stats(), engine.scheduler_stats(), time.perf_counter()
     job = _Job(engine, output, settings)
     on_progress("Answering", kept, total)
     for answer in engine.answer_batch(job.prompts(source, kept)):
         job.answered(answer.number, answer.ids, answer.reason)
         on_progress("Answering", output.written, total)
-    spent = engine.stats() - before
+    spent, scheduling = engine.stats() - before, engine.scheduler_stats() - scheduled
     return {
         "file": str(output.path),
         "lines": total,
@@ -66,6 +66,12 @@ def run_batch(
         "tokens_per_second": spent.tokens_per_second,
         "hit_rate": spent.hit_rate,
         "experts_per_token": spent.activations / max(spent.decode_steps, 1),
+        "experts_per_step": spent.activations / max(scheduling.passes, 1),
+        "tokens_per_step": scheduling.tokens / max(scheduling.passes, 1),
+        "groupings": dict(scheduling.passes_by_name),
+        "scheduling_share": scheduling.scheduling_share,
+        "worst_wait_passes": scheduling.worst_wait_passes,
+        "worst_wait_seconds": scheduling.worst_wait_seconds,
         "bytes_moved": spent.bytes_total,
         "bytes_per_token": spent.bytes_total / max(spent.tokens, 1),
         "stall_seconds": spent.stall_seconds,

@@ -19,6 +19,17 @@ def batch(
     batch_size: Annotated[int, typer.Option(min=1, max=256, help="Prompts answered at once.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where its line does not say.")] = 512,
     seed: Annotated[int, typer.Option(help="Its line's number is added; lines may have their own.")] = 0,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="Which chats share a pass: off, paper (similar predicted routes), cache-aware (fewest experts to "
+            "fetch), waves (all at once), or auto for what is quickest here."
+        ),
+    ] = "auto",
+    group_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most chats in a pass.", show_default="all, or half of them for a grouping"),
+    ] = None,
     model: Model = None,
     budget: Budget = None,
     policy: Policy = None,
@@ -47,13 +58,16 @@ def batch(
         from app.batch.output import BatchOutput
         from app.terminal_chat import ctrl_c_cancels
         from engine import Engine
+        from engine.scheduling.token_scheduler import SchedulerSettings
 
+        schedule = SchedulerSettings(scheduler, group_size)
         count_lines(source)  # a file that cannot be read is told before anything is loaded
         with (
             BatchOutput(target) as output,
             Engine.load(**options, batch_size=batch_size, on_progress=on_progress) as engine,
             ctrl_c_cancels(engine) as stopped,
         ):
+            engine.schedule(schedule)
             return run_batch(engine, source, output, BatchSettings(max_tokens, seed), on_progress, stopped)
 
     report = present(work, _show, as_json)
@@ -75,8 +89,16 @@ def _show(report: dict[str, Any]) -> None:
         table.add_row("with an error", f"{report['lines_failed']:,}")
     table.add_row("speed", f"{report['tokens_per_second']:.1f} tokens/s, {report['tokens']:,} tokens")
     table.add_row("experts", f"{report['experts_per_token']:.1f} a token, {report['hit_rate']:.0%} were there")
+    table.add_row(
+        "a pass", f"{report['experts_per_step']:.0f} distinct experts, {report['tokens_per_step']:.1f} tokens"
+    )
+    table.add_row("scheduling", f"{report['scheduling_share']:.1%} of the time ({_in_words(report['groupings'])})")
     table.add_row("moved", f"{report['bytes_moved'] / 1e9:.2f} GB")
     table.add_row("file", report["file"])
     Console().print(table)
     if report["stopped"]:
         print("Stopped; the same command goes on from here.")
+
+
+def _in_words(passes_by_name: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in passes_by_name.items()) or "nothing to choose"

@@ -76,11 +76,17 @@ def bench_larger(
 @command
 def bench_batch(
     model: Model = "demo",
-    sizes: Annotated[str, typer.Option(help="Prompts at once, with commas.")] = "1,2,4,8,16",
+    sizes: Annotated[str, typer.Option(help="Prompts at once, with commas.")] = "1,4,8,16,32",
     budget: Annotated[str, typer.Option(help="Shares or sizes, with commas.")] = "100%,25%",
-    link: Annotated[str, typer.Option(help="As in chat.")] = "emulated:2.5GBps",
+    link: Annotated[str, typer.Option(help="As in chat, with commas.")] = "emulated:2.5GBps",
     policy: Annotated[str, typer.Option(help="Who leaves the cache.")] = "lru-per-layer",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 24,
+    schedulers: Annotated[
+        str, typer.Option(help="Ways to group chats into passes, with commas: off, paper, cache-aware, waves, auto.")
+    ] = "waves,off,paper,cache-aware",
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens in a pass of a group.", show_default="half of the chats")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 16,
     repeats: Repeats = 2,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Group recorded conversations in place of answering: bytes, no speed.")
@@ -94,7 +100,7 @@ def bench_batch(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Several prompts at once: a step in one pass beside a step chat after chat."""
+    """Several prompts at once: chat after chat, in one pass, and in groups of half as many by each token scheduler."""
     from app.bench_tables import show_batch, show_groups
 
     if not all(size.isdecimal() and int(size) for size in listed(sizes)):
@@ -121,8 +127,10 @@ def bench_batch(
             model=model,
             sizes=tuple(int(size) for size in listed(sizes)),
             budgets=listed(budget),
-            link=link,
+            links=listed(link),
             policy=policy,
+            schedulers=listed(schedulers),
+            group_size=group_size,
             tokens=tokens,
             repeats=repeats,
         )

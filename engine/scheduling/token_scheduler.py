@@ -30,12 +30,13 @@ from engine.scheduling.paths import PathForecast
 from engine.scheduling.scheduler_stats import SchedulerStats
 
 MOST_PASSED_OVER = 8
+LEAST_GROUPED = 4  # chats: two passes over fewer read the dense weights twice for next to nothing
 
 
 @dataclass(frozen=True)
 class SchedulerSettings:
     """`name`: one of SCHEDULER_NAMES. `group_size`: most tokens in a pass; None is as many as wait for "off", and half
-    of them for a grouping. `most_passed_over`: passes that may go by while a token waits, or as few as can be kept.
+    of them for a grouping, where four or more wait. `most_passed_over`: passes that may go by while a token waits, or as few as can be kept.
     Raises InvalidSetting.
     """
 
@@ -119,11 +120,17 @@ class TokenScheduler:
         self._count(chats, chosen, name, follows, ended - began, scheduling + time.perf_counter() - ended)
 
     def _way(self, waiting: int) -> tuple[str, int]:
+        if not self._divides(waiting):
+            return WAVES if self._settings.name == AUTO else self._settings.name, waiting
         name = self._choice.name(waiting)
         if name == WAVES:
             return name, waiting
         whole = waiting if name == OFF else -(-waiting // 2)
         return name, self._settings.group_size or whole
+
+    def _divides(self, waiting: int) -> bool:
+        """Whether so few are grouped at all, where nobody asked for a size."""
+        return self._settings.group_size is not None or waiting >= LEAST_GROUPED
 
     def _grouping(self, name: str) -> Grouping:
         if name not in self._groupings:
@@ -183,7 +190,8 @@ class TokenScheduler:
     def _count(
         self, chats: Sequence[Hashable], chosen: Sequence[int], name: str, follows: bool, took: float, own: float
     ) -> None:
-        self._choice.took(len(chats), len(chosen), took)
+        if self._divides(len(chats)):
+            self._choice.took(len(chats), len(chosen), took)
         read, now = {chats[place] for place in chosen}, time.perf_counter()
         passes, seconds = 0, 0.0
         for key, chat in self._chats.items():

@@ -12,6 +12,7 @@ from app.batch.output import BatchOutput
 from engine.errors import ContextFull
 from engine.generation.request import BatchAnswer, BatchPrompt
 from engine.metrics import EngineStats
+from engine.scheduling.scheduler_stats import SchedulerStats
 
 
 class CountingEngine:
@@ -37,6 +38,9 @@ class CountingEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(tokens=self._tokens, decode_steps=self._tokens, activations=4 * self._tokens)
+
+    def scheduler_stats(self) -> SchedulerStats:
+        return SchedulerStats(passes=self._tokens, tokens=self._tokens)
 
     def answer_batch(self, prompts: Iterable[BatchPrompt]) -> Iterator[BatchAnswer]:
         waiting, members = enumerate(prompts), {}

@@ -195,18 +195,28 @@ def test_prediction_needs_two_prompts():
         run_bench_prediction(PredictionSettings(prompts=DEFAULT_PROMPTS[:1]), silent)
 
 
-def test_batches_are_measured_in_both_ways():
+def test_batches_are_measured_chat_after_chat_together_and_in_groups():
     from engine.lab.bench_batch import BatchBenchSettings, run_bench_batch
 
     settings = BatchBenchSettings(
-        model=str(tiny_chat_checkpoint()), sizes=(1, 3), budgets=("50%",), link="disk", tokens=4, repeats=1
+        model=str(tiny_chat_checkpoint()),
+        sizes=(1, 4),
+        budgets=("50%",),
+        links=("disk",),
+        tokens=4,
+        repeats=1,
+        prompts=DEFAULT_PROMPTS,
     )
     report = run_bench_batch(settings, silent)
-    runs = {(run["batch_size"], run["way"]): run for run in report["runs"]}
-    assert runs.keys() == {(size, way) for size in (1, 3) for way in ("together", "apart")}
-    assert runs[3, "together"]["experts_per_token"] < runs[3, "apart"]["experts_per_token"]
-    assert runs[1, "together"]["experts_per_token"] == runs[1, "apart"]["experts_per_token"]
-    assert report["ratios"].keys() == {"50%_1", "50%_3"}
+    runs = {(run["batch_size"], run["way"], run["scheduler"]): run for run in report["runs"]}
+    grouped = {(4, "together", name) for name in ("off", "paper", "cache-aware")}
+    assert runs.keys() == {(size, way, "waves") for size in (1, 4) for way in ("together", "apart")} | grouped
+    assert runs[4, "together", "waves"]["experts_per_token"] < runs[4, "apart", "waves"]["experts_per_token"]
+    assert runs[1, "together", "waves"]["experts_per_token"] == runs[1, "apart", "waves"]["experts_per_token"]
+    assert runs[4, "together", "off"]["worst_wait_passes"] >= 1 > runs[4, "together", "waves"]["worst_wait_passes"]
+    assert report["identical_ids"] and {run["group_size"] for run in report["runs"]} == {None, 2}
+    ways = [f"{figure}_{name}" for figure in ("speed", "bytes") for name in ("paper", "cache-aware", "waves")]
+    assert report["ratios"].keys() == {"together_50%_disk_1", *(f"{way}_50%_disk_4" for way in ["together", *ways])}
 
 
 def test_recorded_conversations_are_grouped(tmp_path):

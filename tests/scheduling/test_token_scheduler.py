@@ -96,6 +96,15 @@ def test_where_all_go_nothing_is_predicted():
         assert bench.forecast.log == []
 
 
+@pytest.mark.parametrize("name", [AUTO, PAPER, CACHE_AWARE])
+def test_few_chats_are_not_divided_unless_that_is_asked(name):
+    bench = Bench(dict.fromkeys("abc", 0))
+    bench.scheduler.use(SchedulerSettings(name))
+    assert all(bench.step(list("abc")) == list("abc") for _ in range(20))
+    bench.scheduler.use(SchedulerSettings(name, 2))
+    assert len(bench.step(list("abc"))) == 2
+
+
 def test_off_with_a_size_takes_turns():
     bench = Bench(dict.fromkeys("abcde", 0))
     bench.scheduler.use(SchedulerSettings(OFF, 2))
