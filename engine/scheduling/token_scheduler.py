@@ -36,8 +36,8 @@ LEAST_GROUPED = 4  # chats: two passes over fewer read the dense weights twice f
 @dataclass(frozen=True)
 class SchedulerSettings:
     """`name`: one of SCHEDULER_NAMES. `group_size`: most tokens in a pass; None is as many as wait for "off", and half
-    of them for a grouping, where four or more wait. `most_passed_over`: passes that may go by while a token waits, or as few as can be kept.
-    Raises InvalidSetting.
+    of them for a grouping, where four or more wait. `most_passed_over`: passes that may go by while a token waits, or as
+    few as can be kept. Raises InvalidSetting.
     """
 
     name: str = AUTO
@@ -73,6 +73,7 @@ class TokenScheduler:
         self._free = list(range(places))
         self._chats: dict[Hashable, _Chat] = {}
         self._stats = SchedulerStats()
+        self._asked: SchedulerSettings | None = None
         self._use(SchedulerSettings())
 
     def use(self, settings: SchedulerSettings) -> None:
@@ -80,7 +81,7 @@ class TokenScheduler:
         self._asked = settings
 
     def _use(self, settings: SchedulerSettings) -> None:
-        self._asked: SchedulerSettings | None = None
+        self._asked = None
         self._settings = settings
         self._stats = replace(self._stats, worst_wait_passes=0, worst_wait_seconds=0.0)
         names = (OFF, CACHE_AWARE) if settings.group_size else (WAVES, CACHE_AWARE)
