@@ -20,7 +20,6 @@ from engine.scheduling.groupings import (
     OFF,
     WAVES,
     Grouping,
-    Rounds,
     Waiting,
     check_scheduler,
     make_grouping,
@@ -36,8 +35,8 @@ LEAST_GROUPED = 4  # chats: two passes over fewer read the dense weights twice f
 @dataclass(frozen=True)
 class SchedulerSettings:
     """`name`: one of SCHEDULER_NAMES. `group_size`: most tokens in a pass; None is as many as wait for "off", and half
-    of them for a grouping, where four or more wait. `most_passed_over`: passes that may go by while a token waits, or as
-    few as can be kept. Raises InvalidSetting.
+    of them for a grouping, where four or more wait. `most_passed_over`: passes that may go by while a token waits, or
+    twice as many as turns take, where that is more. Raises InvalidSetting.
     """
 
     name: str = AUTO
@@ -156,13 +155,11 @@ class TokenScheduler:
         if grouping.needs_paths:
             self._predict(known, token_ids)
             waiting = Waiting(waiting.chats, order, self._paths[waiting.chats], self._absent())
-        return grouping.group(waiting, FairPick(self._bound_for(len(chats), size, grouping) - passed, size))
+        return grouping.group(waiting, FairPick(self._bound_for(len(chats), size) - passed, size))
 
-    def _bound_for(self, waiting: int, size: int, grouping: Grouping) -> int:
-        """Never falls, since those who wait already were promised no less; rounds may pass a token over for two."""
-        least = least_bound(waiting, size)
-        asked = self._settings.most_passed_over
-        self._bound = max(self._bound, 2 * least if isinstance(grouping, Rounds) else least, asked)
+    def _bound_for(self, waiting: int, size: int) -> int:
+        """Never falls, since those who wait already were promised no less."""
+        self._bound = max(self._bound, 2 * least_bound(waiting, size), self._settings.most_passed_over)
         return self._bound
 
     @cached_property

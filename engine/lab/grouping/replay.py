@@ -33,7 +33,7 @@ def replay(
     Every chat always has a token waiting; one that ends begins again. `knows_truth`: the grouping is
     given true paths in place of predicted ones.
     """
-    state = _Chats(pool, max(bound, least_bound(len(pool), size)))
+    state = _Chats(pool, max(bound, 2 * least_bound(len(pool), size)))
     passes = worst = read = 0
     seconds, before = 0.0, (0, 0)
     while read < 2 * tokens:

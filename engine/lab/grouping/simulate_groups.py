@@ -55,9 +55,9 @@ WAYS = (
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """`pools`: conversations at once; `shares` of all experts; `bound`: passes that may pass a token over (`Rounds`
-    keep their own); `tokens` of each conversation that are counted, as many before fill the cache; `start`: the
-    position from which a conversation is decoded.
+    """`pools`: conversations at once; `shares` of all experts; `bound`: passes that may pass a token over, or
+    twice as many as turns take; `tokens` of each conversation that are counted, as many before fill the cache;
+    `start`: the position from which a conversation is decoded.
     """
 
     pools: tuple[int, ...] = (8, 16, 32)
@@ -161,8 +161,7 @@ def _compare(
         grouping = _searching() if name == BY_SEARCH else make_grouping(name, shape.top_k)
         slots = max(round(share * shape.outputs), shape.top_k)
         cache = PassCache(make_policy(policy, shape.layers), shape.layers, shape.experts, slots)
-        bound = 2 * len(pool) if isinstance(grouping, Rounds) else settings.bound
-        run = replay(pool, cache, grouping, group_size, bound, settings.tokens * len(pool), knows_truth)
+        run = replay(pool, cache, grouping, group_size, settings.bound, settings.tokens * len(pool), knows_truth)
         runs.append(
             {
                 "pool": len(pool),
