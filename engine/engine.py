@@ -120,6 +120,7 @@ class Engine:
             group_rows.beside(self._passes.observed) if batch_size else self._passes.observed,
             self._last_row_only,
             prefetcher=self._foresight.prefetcher if self._foresight else None,
+            waves=self._foresight.waves if self._foresight else None,
         )
         self._fill_near_memory()
         self._computes_on_host = opened.computes_on_host

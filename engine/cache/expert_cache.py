@@ -28,6 +28,7 @@ from engine.checkpoint.expert_key import ExpertKey
 from engine.errors import Cancelled, EngineClosed, EngineError, TransferFailed
 from engine.metrics import CacheCounters
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.wave_prefetcher import WavePrefetcher
 
 RoutingListener = Callable[[int, Any, Any, Any], None]
 """Told what `ExpertCache.observe` is told."""
@@ -55,7 +56,9 @@ class ExpertCache:
         last_row_only: bool = False,
         make_transfers: MakeTransfers | None = None,
         prefetcher: Prefetcher | None = None,
+        waves: WavePrefetcher | None = None,
     ) -> None:
+        """`prefetcher` foresees steps that read one chat's token, `waves`, given beside it, those of several chats."""
         self._link = link
         self._experts_per_layer = tuple(experts_per_layer)
         self._residency = Residency(policy)
@@ -66,6 +69,7 @@ class ExpertCache:
             link, self._lock, self._on_moved, self._on_arrival, self._on_failure
         )
         self._on_routing = on_routing
+        self._prefetcher, self._waves = prefetcher, waves
         self._speculation = (
             None
             if prefetcher is None
@@ -73,6 +77,7 @@ class ExpertCache:
         )
         self._host = HostCompute() if link.computes_on_host else None
         self._can_foresee = False  # in the step in progress
+        self._foreseen_rows: int | slice = 0  # of it: the only one, or all
         self._step_began = 0.0, 0.0
         self._demand_arrived_at = 0.0
         self._unread: set[ExpertKey] = set()  # prefetched, not read yet
@@ -93,7 +98,7 @@ class ExpertCache:
     @property
     def foresees(self) -> bool:
         """Whether the next step will be predicted: not where every expert is there, nor while it does not pay."""
-        return self._misses_something and self._speculation is not None and self._speculation.prefetcher.on
+        return self._misses_something and self._prefetcher is not None and self._prefetcher.on
 
     @property
     def _misses_something(self) -> bool:
@@ -104,19 +109,36 @@ class ExpertCache:
     def begin_step(self, token_id: int) -> None:
         """A decoding step reads `token_id`: what it will probably need sets out before anything is computed."""
         self._can_foresee = self._misses_something
-        if self._can_foresee and self._speculation is not None:
+        if self._can_foresee and self._speculation is not None and self._prefetcher is not None:
             began, asked = self._transfers.now(), time.perf_counter()
-            self._speculation.prefetcher.predict(token_id)
+            self._prefetcher.predict(token_id)
             with self._lock:
                 self._transfers.settle()
                 self._step_began = began, self._counters.stall_seconds[Phase.DECODE]
-                self._speculation.prefetcher.begin_step()
+                if self._waves is not None:
+                    self._waves.other_step()
+                self._speculation.prefetcher, self._foreseen_rows = self._prefetcher, 0
+                self._prefetcher.begin_step()
                 self._speculation.pump()
                 self._counters.prediction_seconds += time.perf_counter() - asked
 
-    def begin_joint_step(self) -> None:
-        """A decoding step reads a token of each of several chats, or of one in turn: nothing is predicted."""
-        self._can_foresee = False
+    def begin_joint_step(self, expected: np.ndarray | None = None) -> None:
+        """A decoding step reads a token of each of several chats, or of one in turn.
+
+        `expected` float32 [chats, horizon, layers, experts]: how likely each one's token, and those after it, use each
+        expert, where a predictor was asked (`RoutingPredictor.predict`, for each).
+        """
+        self._can_foresee = self._misses_something and self._waves is not None
+        if self._can_foresee and self._speculation is not None and self._waves is not None:
+            asked = time.perf_counter()
+            with self._lock:
+                self._transfers.settle()
+                self._step_began = self._transfers.now(), self._counters.stall_seconds[Phase.DECODE]
+                self._pause_speculation()
+                self._speculation.prefetcher, self._foreseen_rows = self._waves, slice(None)
+                self._waves.begin_pass(expected)
+                self._speculation.pump()
+                self._counters.prediction_seconds += time.perf_counter() - asked
 
     def observe(self, layer: int, hidden: Any, top_k_index: Any, top_k_weights: Any) -> None:
         """The real routing of `layer` for all rows of this step, told before `acquire`; ids and weights [rows, k].
@@ -130,7 +152,8 @@ class ExpertCache:
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
         elif self._can_foresee and self._speculation is not None:
             began = time.perf_counter()
-            routing = layer, hidden, np.asarray(top_k_index)[0], np.asarray(top_k_weights)[0]
+            rows = self._foreseen_rows
+            routing = layer, hidden, np.asarray(top_k_index)[rows], np.asarray(top_k_weights)[rows]
             with self._lock:
                 self._transfers.settle()  # whatever followed an arrival was decided without knowing this
                 self._speculation.routing = routing

@@ -15,12 +15,13 @@ class PredictedNextUse(EvictionPolicy):
     """`value` float32 [layers, experts] is read anew at each eviction; its owner keeps it up to date.
 
     `absent` float32 [layers * experts]: infinity for experts without a slot, so that they are never chosen, else 0.
+    It may be another one's, who is told; this one then need not be.
     """
 
-    def __init__(self, value: np.ndarray) -> None:
+    def __init__(self, value: np.ndarray, absent: np.ndarray | None = None) -> None:
         self._value = value.reshape(-1)
         self._experts = value.shape[1]
-        self.absent = np.full(self._value.shape, np.inf, np.float32)
+        self.absent = np.full(self._value.shape, np.inf, np.float32) if absent is None else absent
 
     def inserted(self, key: ExpertKey) -> None:
         self.absent[self._place(key)] = 0

@@ -10,6 +10,7 @@ from engine.cache.residency import Residency
 from engine.cache.transfer_queue import TransferQueue
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.prefetcher import Guess, Prefetcher
+from engine.routing.wave_prefetcher import WavePrefetcher
 
 MOST_QUEUED = 2  # one on the wire and one to follow it without a gap: a guess decided later is a better guess
 
@@ -23,7 +24,7 @@ class Speculation:
     def __init__(
         self, residency: Residency, transfers: TransferQueue, prefetcher: Prefetcher, on_eviction: Callable[[], None]
     ) -> None:
-        self.prefetcher = prefetcher
+        self.prefetcher: Prefetcher | WavePrefetcher = prefetcher  # whose guesses count in the step in progress
         self._residency, self._transfers, self._on_eviction = residency, transfers, on_eviction
         self._guesses: dict[ExpertKey, Transfer] = {}  # not arrived yet
         self.routing: tuple[int, Any, Any, Any] | None = None  # known, not taken into account yet

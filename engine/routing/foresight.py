@@ -23,6 +23,8 @@ from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
 from engine.routing.readout import readout_of
 from engine.routing.traces.traced_model import TracedModel
+from engine.routing.wave_correction import RouterWaveCorrection, WaveBlend
+from engine.routing.wave_prefetcher import WavePrefetcher
 from engine.snapshot import ForesightSnapshot
 
 
@@ -32,6 +34,7 @@ class Foresight:
 
     eviction: EvictionPolicy
     prefetcher: Prefetcher
+    waves: WavePrefetcher
     new_feed: Callable[[], PredictorFeed]
     source: str
     _forecast: Forecast
@@ -58,17 +61,19 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
 
     blend = None if stored is None else blend_of(stored.arrays)
     reason = RouterLookahead.supports(model)
-    correction = None
+    correction = rows_correction = None
     if reason is None:
-        correction = RouterCorrection(RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k))
+        lookahead, blend = RouterLookahead(model), blend or routers_alone(shape.layers, shape.top_k)
+        correction = RouterCorrection(lookahead, blend)
+        rows_correction = RouterWaveCorrection(lookahead, WaveBlend(blend, shape.top_k))
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
-    made = predictive_policy(shape, NoPrediction(shape), correction, readout)
+    made = predictive_policy(shape, NoPrediction(shape), correction, readout, rows_correction)
 
     def new_feed() -> PredictorFeed:
         return PredictorFeed(new_predictor(), made.forecast, experts_per_layer)
 
     source = _in_words(stored, reason) + problem
-    return Foresight(made.eviction, made.prefetcher, new_feed, source, made.forecast, made.gate)
+    return Foresight(made.eviction, made.prefetcher, made.waves, new_feed, source, made.forecast, made.gate)
 
 
 def choose_policy(asked: str, fingerprint: str, from_page_cache: bool = False) -> str:
