@@ -20,9 +20,10 @@ from engine.routing.prefetcher import Prefetcher
 from engine.routing.shape import RoutingShape
 from engine.routing.wave_correction import WaveBlend
 from engine.routing.wave_forecast import DISCOUNT, WaveForecast
-from engine.routing.wave_prefetcher import LEAST, WavePrefetcher
+from engine.routing.wave_prefetcher import LEAST, MARGIN, WavePrefetcher
 
-NOTHING_IS_LIKELY = 2.0
+NOTHING_IS_LIKELY = 2.0  # as probabilities go
+SURE_OF_IT = 0.02  # the margin of one who knows: any sooner use is worth a later one
 EVICTION_ONLY = "waves-eviction"  # predictive, but nothing is loaded on a guess
 WITHOUT_ROUTERS = "waves-frequency"  # predictive, but without the routers of the layers ahead
 JOINT_NAMES = (*PLAIN_POLICIES, ADAPTIVE, PREDICTIVE, EVICTION_ONLY, WITHOUT_ROUTERS, "belady", "clairvoyant")
@@ -83,7 +84,7 @@ def make_joint_contender(
     if name == "belady":
         return JointContender(Belady(joint_acquisitions(passes)))
     if name == "clairvoyant":
-        return _bare(PerfectWaveForecast(shape, passes), shape)
+        return _bare(PerfectWaveForecast(shape, passes), shape, margin=SURE_OF_IT)
     blend = (None if stored is None else blend_of(stored.arrays)) or routers_alone(shape.layers, shape.top_k)
     correction = RecordedWaveCorrection(WaveBlend(blend, shape.top_k))
     if name == EVICTION_ONLY:
@@ -97,10 +98,10 @@ def make_joint_contender(
     )
 
 
-def _bare(forecast: WaveForecast, shape: RoutingShape, least: float = LEAST) -> JointContender:
+def _bare(forecast: WaveForecast, shape: RoutingShape, least: float = LEAST, margin: float = MARGIN) -> JointContender:
     """Always on, whatever it gains."""
     eviction = PredictedNextUse(forecast.value)
-    waves = WavePrefetcher(forecast, eviction.absent, gated=False, least=least)
+    waves = WavePrefetcher(forecast, eviction.absent, gated=False, least=least, margin=margin)
     return JointContender(eviction, _unasked(shape, eviction), waves)
 
 
