@@ -101,6 +101,10 @@ class ExpertCache:
         return self._misses_something and self._prefetcher is not None and self._prefetcher.on
 
     @property
+    def _foresees_this_pass(self) -> bool:
+        return self._can_foresee and self._waves is not None and self._waves.in_joint_pass and self._waves.on
+
+    @property
     def _misses_something(self) -> bool:
         return len(self._residency) < sum(self._experts_per_layer)
 
@@ -192,7 +196,7 @@ class ExpertCache:
         """
         with self._lock:
             self._raise_if_closed()
-            if self._link.tells_release or self.foresees:
+            if self._link.tells_release or self.foresees or self._foresees_this_pass:
                 return None
             if self._direct is None:
                 self._direct = DirectUse(self._use_counts)
