@@ -17,11 +17,13 @@ hypothesis.settings.load_profile("expertflow")
 LONGEST_FILES = (
     "test_browser.py",
     "test_page.py",
+    "test_builtin.py",
     "test_benches.py",
     "test_dense_model.py",
-    "test_builtin.py",
     "test_exactness.py",
+    "test_memory.py",
     "test_builtin_training.py",
+    "test_quantised_memory.py",
 )
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 LEFT_OUT = pytest.StashKey[list[str]]()
