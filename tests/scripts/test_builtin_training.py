@@ -21,7 +21,7 @@ from scripts.builtin.fit_layers import Fitting, batches, fit_layer, resume
 from scripts.builtin.layer_walk import LayerPass, Texts, walk_layers
 from scripts.builtin.student import DenseLayers, Student, Trained
 
-LAYERS, RANK = 2, 3
+LAYERS, EXPERTS, RANK = 2, 6, 3
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def dense() -> DenseLayers:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """The shipped routers, masks and gains of those layers, as `calibrate` writes them."""
+    """The shipped routers, masks and gains of some of those layers' experts, as `calibrate` writes them."""
     recipe = load_recipe()
-    cut = {name: getattr(recipe, name)[:LAYERS] for name in ("routers", "masks", "gains")}
+    cut = {name: getattr(recipe, name)[:LAYERS, :EXPERTS] for name in ("routers", "masks", "gains")}
     path = tmp_path / "parts.npz"
     np.savez(path, tokens=1000, shared=np.zeros((LAYERS, recipe.masks.shape[-1]), bool), **cut)
     return path
