@@ -41,6 +41,8 @@ class Speculation:
     def pump(self) -> None:
         """Queues what is worth loading, up to `MOST_QUEUED` transfers; corrections do not count what they overtake."""
         while (most := self._room()) is not None:
+            if most is Priority.CORRECTION and not self.prefetcher.may_correct():
+                return
             guess = self.prefetcher.next(self._residency.free_slots > 0, self._residency.blocked)
             origin = Priority.CORRECTION if guess is not None and guess.corrects else Priority.PREFETCH
             if guess is None or origin > most:

@@ -24,6 +24,7 @@ class RouterCorrection:
             self._plain = np.empty(lookahead.width, np.float32)
             self._ahead = np.empty(lookahead.experts, np.float32)
             self._out = np.empty((blend.distances, lookahead.experts), np.float32)
+            self._of_layer = [self._arguments(layer) for layer in range(lookahead.layers)]
 
     def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
         """float32 [layers ahead, experts]: probabilities for layers layer+1, ..., fewer at the end of the model.
@@ -32,13 +33,20 @@ class RouterCorrection:
         overwritten by the next call.
         """
         x = np.asarray(hidden)
-        reach = min(self._blend.distances, self._lookahead.layers - 1 - layer)
-        if self._compiled is None or reach == 0:
-            found = self._lookahead.probabilities(layer, x, reach)[0]
+        if self._compiled is None or layer == self._lookahead.layers - 1:
+            found = self._lookahead.probabilities(layer, x, self._reach(layer))[0]
             return self._blend(layer, stage1, found)
-        deeper = slice(layer + 1, layer + 1 + reach)
-        coefficients = self._blend.toward(layer)
-        routers, inverse_norm = self._lookahead.routers[deeper], self._lookahead.inverse_norms[layer]
-        out = self._out[:reach]
-        self._compiled(x[0], inverse_norm, routers, coefficients, stage1[deeper], self._plain, self._ahead, out)
+        deeper, weights, out = self._of_layer[layer]
+        self._compiled(x[0], *weights, stage1[deeper], self._plain, self._ahead, out)
         return out
+
+    def _reach(self, layer: int) -> int:
+        """How many layers are seen from `layer`."""
+        return min(self._blend.distances, self._lookahead.layers - 1 - layer)
+
+    def _arguments(self, layer: int) -> tuple[slice, tuple[np.ndarray, ...], np.ndarray]:
+        """What the kernel takes in `layer`, cut to size once: the layers ahead, their weights, where they go."""
+        reach = self._reach(layer)
+        deeper = slice(layer + 1, layer + 1 + reach)
+        routers, inverse_norm = self._lookahead.routers[deeper], self._lookahead.inverse_norms[layer]
+        return deeper, (inverse_norm, routers, self._blend.toward(layer)), self._out[:reach]

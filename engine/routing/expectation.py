@@ -31,6 +31,12 @@ def list_likely_by_numpy(
     return len(likely)
 
 
+def any_turned_likely_by_numpy(now: np.ndarray, before: np.ndarray, absent: np.ndarray, least: float) -> bool:
+    """Whether an expert without a slot is at least `least` likely now and was not before; float32 as above."""
+    turned = (now >= least) & (before < least)
+    return bool((turned.reshape(-1) & (absent != 0)).any())
+
+
 def least_valued_by_numpy(value: np.ndarray, absent: np.ndarray) -> int:
     """Where the smallest value is whose `absent` is 0, -1 where there is none; both float32 [places]."""
     there = np.where(absent == 0, value, np.inf)
@@ -50,7 +56,14 @@ def list_least_valued_by_numpy(value: np.ndarray, absent: np.ndarray, places: np
 
 
 if kernels.available():
-    from engine.model.kernels.expectation import expect, least_valued, list_least_valued, list_likely
+    from engine.model.kernels.expectation import (
+        any_turned_likely,
+        expect,
+        least_valued,
+        list_least_valued,
+        list_likely,
+    )
 else:
+    any_turned_likely = any_turned_likely_by_numpy
     expect, least_valued = expect_by_numpy, least_valued_by_numpy
     list_least_valued, list_likely = list_least_valued_by_numpy, list_likely_by_numpy

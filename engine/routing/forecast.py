@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.routing.expectation import expect
+from engine.routing.expectation import any_turned_likely, expect
 from engine.routing.live_recall import LiveRecall
 from engine.routing.predictors.interface import RoutingPredictor
 
@@ -66,6 +66,7 @@ class Forecast:
         self._forget = np.float32(1 - 2 ** (-1 / FREQUENCY_TOKENS))
         self._experts = np.full((layers, top_k), -1, np.int16)
         self._weights = np.zeros((layers, top_k), np.float32)
+        self._every_layer = np.arange(layers)[:, None]
         self._used = np.zeros((layers, experts + 1), np.float32)  # the last column takes ids that mean nobody
         self._beyond = np.zeros((layers, experts), np.float32)  # what is expected after the next token
         self._later = np.zeros((layers, experts), np.float32)
@@ -126,10 +127,14 @@ class Forecast:
         """True when the present token is likely to use the expert, `least` or more, and was not before its step."""
         return bool(self.now[key] >= least > self._stage1[key])
 
+    def any_correction(self, absent: np.ndarray, least: np.float32) -> bool:
+        """Whether `is_correction` is true of an expert whose `absent`, float32 [layers * experts], is not 0."""
+        return bool(any_turned_likely(self.now, self._stage1, absent, least))
+
     def end_step(self) -> None:
         """All layers are done."""
         self._used[:] = 0
-        np.put_along_axis(self._used, self._experts.astype(np.int64), 1.0, axis=1)
+        self._used[self._every_layer, self._experts] = 1
         self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
         if self._is_counted:
             self.recall_before_step.count(self._stage1, self._experts)

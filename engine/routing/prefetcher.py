@@ -55,6 +55,9 @@ class Prefetcher:
         self._victims: list[int] = []  # flat places, the least valued last
         self._outdated = False  # both lists: they are made anew when somebody asks
         self._value = forecast.value.reshape(-1)
+        self._now, self._next = forecast.now.reshape(-1), forecast.next.reshape(-1)
+        self._keys = [ExpertKey(*divmod(place, self._experts)) for place in range(layers * self._experts)]
+        self._corrects: bool | None = None  # whether the plan may hold corrections; None: not asked yet
         self._unreadable: set[ExpertKey] = set()  # in this step
 
     @property
@@ -100,22 +103,31 @@ class Prefetcher:
         """
         if self._outdated:
             self._replan()
-        while self._plan:
-            place = self._plan[-1]
-            key = self._key(place)
-            if self._absent[place] and key not in self._unreadable and self._forecast.chance(key) >= self._least:
+        plan, value = self._plan, self._value.item  # `item`: a number of an array in a fraction of the time
+        while plan:
+            place = plan[-1]
+            key = self._keys[place]
+            if self._absent.item(place) and key not in self._unreadable and self._chance(place) >= self._least:
                 victim = -1 if free_slot else self._weakest(blocked)
                 if victim is None:
                     return None
-                if victim < 0 or self._value[place] > self._value[victim] + self._margin:
+                if victim < 0 or value(place) > value(victim) + self._margin:
                     corrects = self._forecast.is_correction(key, self._least)
-                    return Guess(key, self._key(victim) if victim >= 0 else None, corrects)
-            self._plan.pop()
+                    return Guess(key, self._keys[victim] if victim >= 0 else None, corrects)
+            plan.pop()
         return None
+
+    def may_correct(self) -> bool:
+        """False when nothing that `next` names would be a correction: then it need not be asked for one."""
+        if self._outdated:
+            self._replan()
+        if self._corrects is None:
+            self._corrects = bool(self._plan) and self._forecast.any_correction(self._absent, np.float32(self._least))
+        return self._corrects
 
     def is_wrong(self, key: ExpertKey) -> bool:
         """True when a queued guess is not likely any more."""
-        return bool(self._forecast.chance(key) < self._least / 2)
+        return self._chance(key.layer * self._experts + key.expert) < self._least / 2
 
     def failed(self, key: ExpertKey) -> None:
         """`key` could not be read: it is not named again in this step."""
@@ -128,6 +140,7 @@ class Prefetcher:
         count = list_likely(forecast.now, forecast.next, self._absent, self._urgency, np.float32(self._least), places)
         self._plan = places[:count].tolist()
         self._victims.clear()
+        self._corrects = None
 
     def _weakest(self, blocked: Container[ExpertKey]) -> int | None:
         """The least valued place that has a slot and is not blocked."""
@@ -139,9 +152,14 @@ class Prefetcher:
         return known
 
     def _first_evictable(self, blocked: Container[ExpertKey]) -> int | None:
-        while self._victims and self._absent[self._victims[-1]]:
-            self._victims.pop()
-        return next((v for v in reversed(self._victims) if not self._absent[v] and self._key(v) not in blocked), None)
+        victims, absent = self._victims, self._absent.item
+        while victims and absent(victims[-1]):
+            victims.pop()
+        for place in reversed(victims):
+            if not absent(place) and self._keys[place] not in blocked:
+                return place
+        return None
 
-    def _key(self, place: int) -> ExpertKey:
-        return ExpertKey(*divmod(place, self._experts))
+    def _chance(self, place: int) -> float:
+        """Forecast.chance."""
+        return max(self._now.item(place), self._next.item(place))

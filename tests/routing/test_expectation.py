@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from engine.model import kernels
 from engine.routing.expectation import (
+    any_turned_likely,
+    any_turned_likely_by_numpy,
     expect,
     expect_by_numpy,
     least_valued,
@@ -47,6 +49,14 @@ def test_likely_places_are_numpys(seed, least):
     count = list_likely_by_numpy(now, upcoming, absent, urgency, np.float32(least), by_numpy)
     assert list_likely(now, upcoming, absent, urgency, np.float32(least), compiled) == count
     assert compiled[:count].tolist() == by_numpy[:count].tolist()
+
+
+@given(st.integers(0, 1000), st.floats(0.05, 1.0))
+def test_whether_any_turned_likely_is_numpys(seed, least):
+    now, before, absent = chances(seed), chances(seed + 1), chances(seed + 2).reshape(-1)
+    found = any_turned_likely_by_numpy(now, before, absent, np.float32(least))
+    assert any_turned_likely(now, before, absent, np.float32(least)) == found
+    assert not any_turned_likely(now, now, absent, np.float32(least))
 
 
 @given(st.integers(0, 1000), st.integers(0, LAYERS * EXPERTS))

@@ -112,3 +112,24 @@ def test_names_nothing_once_paused():
     made.begin_step()
     made.pause()
     assert named(made) == []
+
+
+def test_may_correct_says_whether_anything_that_is_named_would_be_a_correction():
+    made = prefetcher({(0, 3): 0.9, (1, 0): 0.1, (2, 1): 0.6})
+    assert not made.may_correct()
+    made._forecast.now[1, 0] = 0.7  # as a router ahead would
+    made._outdated = True
+    assert made.may_correct()
+    assert {tuple(guess.key): guess.corrects for guess in all_guesses(made)} == {
+        (0, 3): False,
+        (1, 0): True,
+        (2, 1): False,
+    }
+    made._outdated = True
+    assert not made.may_correct(), "all of it has a slot"
+
+
+def all_guesses(made: Prefetcher):
+    while (guess := made.next(free_slot=True)) is not None:
+        load(made, guess.key)
+        yield guess

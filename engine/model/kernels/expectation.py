@@ -49,6 +49,17 @@ def list_likely(now, upcoming, absent, urgency, least, places):
 
 
 @kernel
+def any_turned_likely(now, before, absent, least):
+    """Whether an expert without a slot is at least `least` likely now and was not before; float32 as above."""
+    layers, experts = now.shape
+    for layer in range(layers):
+        for expert in range(experts):
+            if now[layer, expert] >= least > before[layer, expert] and absent[layer * experts + expert] != 0:
+                return True
+    return False
+
+
+@kernel
 def least_valued(value, absent):
     """Where the smallest value is whose `absent` is 0, -1 where there is none; both float32 [places]."""
     found, least = -1, np.float32(np.inf)
