@@ -105,6 +105,10 @@ class WavePrefetcher:
             self._plan.pop()
         return None
 
+    def may_correct(self) -> bool:
+        """Whether `next` may name a correction: every plan of a joint pass may hold some."""
+        return self._outdated or bool(self._plan)
+
     def is_wrong(self, key: ExpertKey) -> bool:
         """True when a queued guess is not likely any more."""
         return bool(self._forecast.due[key] < self._least / 2)
