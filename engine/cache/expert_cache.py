@@ -154,7 +154,7 @@ class ExpertCache:
         if self._phase is Phase.PREFILL:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
-        elif self._can_foresee and self._speculation is not None and self._speculation.prefetcher.on:
+        elif self._can_foresee and self._speculation is not None:
             began = time.perf_counter()
             rows = self._foreseen_rows
             routing = layer, hidden, np.asarray(top_k_index)[rows], np.asarray(top_k_weights)[rows]
