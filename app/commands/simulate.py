@@ -44,6 +44,13 @@ def simulate(
     predictor: Annotated[
         Path | None, typer.Option(help="A trained predictor's file, for the predictive policy.")
     ] = None,
+    chats: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of chats that decode together, 4,8,16: their passes are simulated. Policies may then also be "
+            "predictive+chats, which asks the predictor about every chat, waves-frequency, waves-eviction."
+        ),
+    ] = None,
     model: Model = None,
     take: Annotated[int | None, typer.Option(min=2, help="Use only the first so many conversations.")] = None,
     as_json: AsJson = False,
@@ -53,6 +60,7 @@ def simulate(
     def work(on_progress: Progress) -> dict[str, Any]:
         from app.settings import load_settings
         from engine.checkpoint.dense_model import open_checkpoint
+        from engine.lab.simulation.simulate_pools import read_chats, simulate_pools
         from engine.lab.simulation.simulate_traces import (
             SimulationSettings,
             read_shares,
@@ -81,6 +89,9 @@ def simulate(
             prediction_seconds=prediction_ms / 1e3,
             emulated=pace.label,
         )
+        if chats is not None:
+            pools = read_chats(chats)
+            return simulate_pools(recorded.traces[:take], recorded.shape, pools, settings, stored, on_progress)
         return simulate_traces(recorded.traces[:take], recorded.shape, settings, stored, on_progress)
 
     present(work, _show, as_json)
@@ -90,9 +101,13 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("budget", "link", "policy", "tokens/s", "stall", "hit", "late", "MB/token")
+    in_pools = "chats" in report["runs"][0]
+    table = Table(
+        *(["chats"] if in_pools else []), "budget", "link", "policy", "tokens/s", "stall", "hit", "late", "MB/token"
+    )
     for run in report["runs"]:
         table.add_row(
+            *([str(run["chats"])] if in_pools else []),
             run["budget"],
             f"{run['link_bytes_per_second'] / 1e9:.2f} GB/s",
             run["policy"],

@@ -7,11 +7,13 @@ import pytest
 
 from engine.cache.timed_transfers import EmulatedSpeed
 from engine.errors import InvalidSetting
+from engine.lab.simulation import simulate_pools
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.joint_contenders import JOINT_NAMES, make_joint_contender
 from engine.lab.simulation.joint_passes import joint_passes
 from engine.lab.simulation.simulate import SimulatedMachine
 from engine.lab.simulation.simulate_joint import FURTHER_ROW, JointSimulator
+from engine.lab.simulation.simulate_traces import SimulationSettings
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.shape import RoutingShape
 from tests.routing.synthetic import conversations
@@ -110,3 +112,29 @@ def test_an_unknown_policy_is_named():
     passes = list(joint_passes(conversations(2, tokens=8), 2, 2))
     with pytest.raises(InvalidSetting, match="no policy called 'best'"):
         make_joint_contender("best", passes, SHAPE)
+
+
+def test_pools_are_reported_by_chats_budget_and_policy(monkeypatch):
+    monkeypatch.setattr(simulate_pools, "WARM_UP", 4)
+    monkeypatch.setattr(simulate_pools, "COUNTED", 8)
+    settings = SimulationSettings((0.25,), ("stall:50%",), ("lru-per-layer", "predictive"), 1.0, EXPERT_BYTES)
+    told = []
+    report = simulate_pools.simulate_pools(
+        conversations(6, tokens=20, distances=2), SHAPE, (2, 4), settings, None, lambda *step: told.append(step)
+    )
+    assert [(run["chats"], run["policy"]) for run in report["runs"]] == [
+        (chats, policy) for chats in (2, 4) for policy in settings.policies
+    ]
+    assert all(abs(run["stall_share"] - 0.5) < 0.05 for run in report["runs"] if run["policy"] == "lru-per-layer")
+    assert [run["tokens"] for run in report["runs"]] == [16, 16, 32, 32]
+    assert told[-1][1:] == (4, 4)
+    foretold = SimulationSettings((0.25,), ("emulated:1GBps",), (simulate_pools.FORETOLD,), 1.0, EXPERT_BYTES)
+    with pytest.raises(InvalidSetting, match="needs a trained predictor"):
+        simulate_pools.simulate_pools(conversations(4), SHAPE, (2,), foretold, None, print)
+
+
+def test_numbers_of_chats_are_read_or_refused():
+    assert simulate_pools.read_chats("4, 8") == (4, 8)
+    for wrong in ("", "0", "4,x", "-1"):
+        with pytest.raises(InvalidSetting, match="not numbers of chats"):
+            simulate_pools.read_chats(wrong)
