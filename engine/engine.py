@@ -47,8 +47,8 @@ from engine.model import experts as experts_function
 from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
+from engine.model.joint_step import joint_step
 from engine.model.kv_cache import KvCache, context_full
-from engine.model.ragged_step import RaggedStep, supports
 from engine.placement import Placement, behind_card, place
 from engine.routing.foresight import Foresight, choose_policy, make_foresight
 from engine.routing.passes import ChatPasses
@@ -135,7 +135,7 @@ class Engine:
         self._activity = Activity()
         self._gate = StepGate()
         self._batch_size = batch_size
-        joint = None if supports(self._model, kv) else RaggedStep(self._model)
+        joint = joint_step(self._model, kv, self._cache)
         self._reading = JointReading(joint, self._cache, JointChoice())
         self._scheduler = make_token_scheduler(self._traced_model, self._cache, group_rows, len(self._sequences))
         self._serving = self._start_serving()
@@ -285,7 +285,7 @@ class Engine:
         dense = read_dense(checkpoint, on_progress)
         tokenizer = load_tokenizer(files.path)
         if placement.card is None:
-            prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress)
+            prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress, batch_size > 0)
         else:
             placement.take(dense)
             if host_compute:

@@ -70,15 +70,17 @@ def context_for(config: PretrainedConfig, asked: int | None) -> int:
     return asked
 
 
-def prepare_kernels(dense: DenseModel, fast_path: bool, on_progress: Progress | None) -> None:
-    """Compiles what the first token would otherwise wait for; a second at most on every later start."""
+def prepare_kernels(dense: DenseModel, fast_path: bool, on_progress: Progress | None, joint: bool = False) -> None:
+    """Compiles what the first token would otherwise wait for; a second at most on every later start. `joint`: what
+    several chats at once need, too.
+    """
     head = dense.model.get_output_embeddings()
     if head is None:
         return
     by_kernel = all(plain_activation(module) is not None for module in dense.experts_modules)
     dtypes = {param.dtype for layer in range(len(dense.experts_modules)) for param in dense.index.params(layer)}
     experts = dtypes.pop() if by_kernel and len(dtypes) == 1 else None
-    kernels.prepare(head.weight.dtype, experts, fast_path, on_progress, dense.index.is_packed)
+    kernels.prepare(head.weight.dtype, experts, fast_path, on_progress, dense.index.is_packed, joint)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

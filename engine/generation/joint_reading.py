@@ -11,7 +11,7 @@ import torch
 from engine.cache.expert_cache import ExpertCache
 from engine.generation.joint_choice import JointChoice
 from engine.generation.sequence import TokenSequence
-from engine.model.ragged_step import RaggedStep
+from engine.model.joint_step import JointStep
 
 Outcome = torch.Tensor | BaseException
 """fp32 logits [vocab], or why there are none."""
@@ -20,7 +20,7 @@ Outcome = torch.Tensor | BaseException
 class JointReading:
     """`joint` reads a token of each chat in one pass where `choice` says so, else chat after chat; None: it cannot."""
 
-    def __init__(self, joint: RaggedStep | None, experts: ExpertCache, choice: JointChoice) -> None:
+    def __init__(self, joint: JointStep | None, experts: ExpertCache, choice: JointChoice) -> None:
         self._joint, self._experts = joint, experts
         self.choice = choice
 
@@ -35,7 +35,7 @@ class JointReading:
         self.choice.took(len(sequences), joint, time.perf_counter() - began)
         return outcomes
 
-    def _together(self, joint: RaggedStep, sequences: Sequence[TokenSequence], tokens: Sequence[int]) -> list[Outcome]:
+    def _together(self, joint: JointStep, sequences: Sequence[TokenSequence], tokens: Sequence[int]) -> list[Outcome]:
         self._experts.begin_joint_step()
         try:
             with ExitStack() as passes:

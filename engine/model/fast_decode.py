@@ -62,9 +62,9 @@ class FastDecoder:
         self._addressed = provider if isinstance(provider, AddressedExperts) and kernels is None else None
         self._joined: JoinedLayers | None = None
         self._norm = model.model.norm
-        self._norm_weight = _fp32(model.model.norm.weight)
+        self._norm_weight = fp32_array(model.model.norm.weight)
         self._head = kernel_view(model.lm_head.weight)
-        self._head_bias = None if model.lm_head.bias is None else _fp32(model.lm_head.bias)
+        self._head_bias = None if model.lm_head.bias is None else fp32_array(model.lm_head.bias)
         self._logits = np.empty((1, self._head.shape[0]), np.float32)
 
     def step(self, token_id: int) -> np.ndarray:
@@ -184,11 +184,11 @@ class _Attention:
         self._kernel = kernels.attention_block
         self._scratch = scratch.buffers
         self.weights = (
-            _fp32(norm.weight),
+            fp32_array(norm.weight),
             norm.variance_epsilon,
             *(kernel_view(linear.weight) for linear in linears),
-            *(_fp32(linear.bias) for linear in linears),
-            *(_fp32(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
+            *(fp32_array(linear.bias) for linear in linears),
+            *(fp32_array(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
             np.float32(attention.scaling),
             kv_layer.context_length if window is None else window,
             kv_layer.keys[0].numpy(),
@@ -219,9 +219,9 @@ class _Moe:
         self._kernels = kernels
         self._activation = plain_activation(block.experts)
         self._route_weights = (
-            _fp32(norm.weight),
+            fp32_array(norm.weight),
             norm.variance_epsilon,
-            _fp32(router.weight),
+            fp32_array(router.weight),
             bool(family.always_renormalise or router.norm_topk_prob),
         )
         width, top_k = model.config.hidden_size, router.top_k
@@ -284,12 +284,12 @@ class _Moe:
         )
 
     def _remember_layout(self, weights: ExpertWeights) -> SlotLayout:
-        self._layout = _slot_layout(weights)
+        self._layout = slot_layout(weights)
         self._hidden = np.empty((len(self._ids), self._layout.intermediate), np.float32)
         return self._layout
 
 
-def _slot_layout(weights: ExpertWeights) -> SlotLayout:
+def slot_layout(weights: ExpertWeights) -> SlotLayout:
     """Where a layer's parameters lie within a slot: the same for all of its experts."""
     from engine.model.kernels.storage import has_kernel_dtype, kernel_view
 
@@ -308,30 +308,37 @@ def _routed_rows(model: Any) -> RoutedRows:
 
 def _shared_expert(block: Any, x: np.ndarray, kernels: DecodeKernels) -> _SharedExpert | _SharedExpertModule | None:
     """The block's expert for every token, by the kernels if they can compute it; None where it has none."""
-    from engine.model.kernels.activation import activation_number
-    from engine.model.kernels.storage import has_kernel_dtype
-
     if not hasattr(block, "shared_expert"):
         return None
+    weights = shared_expert_weights(block)
+    return _SharedExpertModule(block, x) if weights is None else _SharedExpert(weights, x[0], kernels)
+
+
+SharedExpertWeights = tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray]
+"""Gate, up and down as stored, the activation's number, and the gate of the whole expert in fp32 [width]."""
+
+
+def shared_expert_weights(block: Any) -> SharedExpertWeights | None:
+    """Of the block's expert for every token, as the kernels take them; None where they cannot."""
+    from engine.model.kernels.activation import activation_number
+    from engine.model.kernels.storage import has_kernel_dtype, kernel_view
+
     expert = block.shared_expert
     linears = (expert.gate_proj, expert.up_proj, expert.down_proj)
     activation = activation_number(expert.act_fn)
     readable = {linear.weight.dtype for linear in linears}
     plain = all(linear.bias is None and linear.weight.is_contiguous() for linear in linears)
     if activation is None or len(readable) > 1 or not plain or not has_kernel_dtype(readable.pop()):
-        return _SharedExpertModule(block, x)
-    return _SharedExpert(block, x[0], activation, kernels)
+        return None
+    gate, up, down = (kernel_view(linear.weight) for linear in linears)
+    return gate, up, down, activation, fp32_array(block.shared_expert_gate.weight)[0]
 
 
 class _SharedExpert:
     """Qwen2's expert for every token, scaled by a gate of its own; reads the same normalised input."""
 
-    def __init__(self, block: Any, x: np.ndarray, activation: int, kernels: DecodeKernels) -> None:
-        from engine.model.kernels.storage import kernel_view
-
-        expert = block.shared_expert
-        gate, up, down = (kernel_view(m.weight) for m in (expert.gate_proj, expert.up_proj, expert.down_proj))
-        scale = _fp32(block.shared_expert_gate.weight)[0]
+    def __init__(self, weights: SharedExpertWeights, x: np.ndarray, kernels: DecodeKernels) -> None:
+        gate, up, down, activation, scale = weights
         self._kernel = kernels.add_shared_expert
         self._arguments = (gate, up, down, activation, scale, x, np.empty(len(gate), np.float32))
 
@@ -366,6 +373,6 @@ class _DenseMlp:
         residual += self._layer.mlp(x)[0].numpy()
 
 
-def _fp32(weight: torch.Tensor | None) -> np.ndarray:
+def fp32_array(weight: torch.Tensor | None) -> np.ndarray:
     """A small weight as a float32 array; of size 0 where there is none."""
     return np.empty(0, np.float32) if weight is None else weight.detach().float().contiguous().numpy()

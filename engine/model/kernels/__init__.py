@@ -25,12 +25,13 @@ def prepare(
     fast_path: bool,
     on_progress: Callable[[str, int, int], None] | None = None,
     packed: bool = False,
+    joint: bool = False,
 ) -> None:
     """Has the kernels compiled for weights of these dtypes before the first token needs them.
 
     `experts`: None when torch computes them. `fast_path`: whether it will decode. `packed`: whether
-    experts are stored in few bits. Nothing to do where the kernels
-    cannot run or read the dtype. About a second when an earlier start compiled them, some 15 seconds of one core
+    experts are stored in few bits. `joint`: whether several chats will be read in one pass. Nothing to do where the
+    kernels cannot run or read the dtype. About a second when an earlier start compiled them, some 15 seconds of one core
     when not.
     """
     if not available():
@@ -40,4 +41,4 @@ def prepare(
 
     if has_kernel_dtype(dense):
         readable = experts if experts is not None and has_kernel_dtype(experts) else None
-        warm_up(dense, readable, fast_path and (packed or readable is not None), on_progress, packed)
+        warm_up(dense, readable, fast_path and (packed or readable is not None), on_progress, packed, joint)

@@ -24,7 +24,7 @@ def rms_norm(x, weight, epsilon, out):
 
 
 @inlined
-def _normalise_heads(heads, weight, epsilon):
+def normalise_heads(heads, weight, epsilon):
     """Norm of queries or keys [heads, head_dim]: none, over each head, or over the full width, by weight's size."""
     if weight.shape[0] == 0:
         return
@@ -41,7 +41,7 @@ def _normalise_heads(heads, weight, epsilon):
 
 
 @inlined
-def _rotate(heads, cos, sin):
+def rotate(heads, cos, sin):
     """Rotary embedding in place: each head's first half pairs with its second half."""
     half = heads.shape[1] // 2
     for head in range(heads.shape[0]):
@@ -87,7 +87,7 @@ def _weighted_sum(weights, values, out):
 
 
 @inlined
-def _attend_chunk(query, keys, values, scores, scale, out):
+def attend_chunk(query, keys, values, scores, scale, out):
     """Unnormalised attention of one query over some positions; returns (largest score, sum of exponentials)."""
     _scores(query, keys, scale, scores)
     largest = np.float32(-np.inf)
@@ -102,7 +102,7 @@ def _attend_chunk(query, keys, values, scores, scale, out):
 
 
 @inlined
-def _merge_chunks(largest, totals, outputs, out):
+def merge_chunks(largest, totals, outputs, out):
     """Joins one head's chunks: largest and totals [chunks], outputs [chunks, head_dim] -> out [head_dim]."""
     overall = np.float32(-np.inf)
     for c in range(largest.shape[0]):
@@ -173,11 +173,11 @@ def attention_block(
             r = row - q_rows - kv_rows
             bias = v_bias[r] if v_bias.shape[0] else np.float32(0)
             values[r // head_dim, position, r % head_dim] = dot(v_weight[r], x) + bias
-    _normalise_heads(query, q_norm, epsilon)
-    _rotate(query, cos, sin)
+    normalise_heads(query, q_norm, epsilon)
+    rotate(query, cos, sin)
     key = keys[:, position]
-    _normalise_heads(key, k_norm, epsilon)
-    _rotate(key, cos, sin)
+    normalise_heads(key, k_norm, epsilon)
+    rotate(key, cos, sin)
     start = max(0, position + 1 - window)
     seen = position + 1 - start
     chunks = (seen + CHUNK - 1) // CHUNK
@@ -188,7 +188,7 @@ def attention_block(
         first = start + chunk * CHUNK
         last = min(first + CHUNK, position + 1)
         for head in range(kv_head * group, (kv_head + 1) * group):
-            largest[head, chunk], totals[head, chunk] = _attend_chunk(
+            largest[head, chunk], totals[head, chunk] = attend_chunk(
                 query[head],
                 keys[kv_head, first:last],
                 values[kv_head, first:last],
@@ -197,7 +197,7 @@ def attention_block(
                 outputs[head, chunk],
             )
     for head in range(heads):
-        _merge_chunks(largest[head, :chunks], totals[head, :chunks], outputs[head, :chunks], attended[head])
+        merge_chunks(largest[head, :chunks], totals[head, :chunks], outputs[head, :chunks], attended[head])
     flat_attended = attended.reshape(-1)
     for row in prange(residual.shape[0]):
         bias = o_bias[row] if o_bias.shape[0] else np.float32(0)

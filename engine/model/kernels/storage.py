@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload
 from engine.model.kernels.declare import inlined
 
 # without them the compiler would call a library function that compiled kernels do not have
-_HAS_HALF_INSTRUCTIONS = binding.get_host_cpu_features().get("f16c", False)
+HAS_HALF_INSTRUCTIONS = binding.get_host_cpu_features().get("f16c", False)
 
 _KERNEL_DTYPES = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.float32}
 
@@ -79,7 +79,7 @@ def to_float32(stored):
 def _to_float32(stored):
     if stored == types.uint16:
         return lambda stored: bits_to_float32(np.uint32(stored) << np.uint32(16))
-    if stored == types.int16 and _HAS_HALF_INSTRUCTIONS:
+    if stored == types.int16 and HAS_HALF_INSTRUCTIONS:
         return lambda stored: _extend_half(stored)
     if stored == types.int16:
         return lambda stored: half_to_float32(np.uint32(np.uint16(stored)))

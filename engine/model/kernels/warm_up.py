@@ -26,11 +26,12 @@ def warm_up(
     fast_path: bool,
     on_progress: Progress | None = None,
     packed: bool = False,
+    joint: bool = False,
 ) -> None:
     """Compiles, or loads what an earlier start compiled, for weights stored in these dtypes.
 
     Without `experts` the experts' kernel is left out, without `fast_path` those that only the fast path uses;
-    with `packed` those for experts in few bits are added.
+    with `packed` those for experts in few bits are added, with `joint` those of the fast path for several chats.
     """
     kernels = DecodeKernels()
     steps = _common_steps(kernels, _stored(dense))
@@ -42,6 +43,10 @@ def warm_up(
         steps += _fast_path_steps(kernels, _stored(dense))
     if fast_path and experts is not None:
         steps.append(lambda: _run_no_layers(_stored(dense), _stored(experts)[0]))
+    if fast_path and joint:
+        from engine.model.kernels.warm_up_joint import joint_steps
+
+        steps += joint_steps(*(_stored(dtype).dtype for dtype in (dense, experts) if dtype is not None))
     for done, step in enumerate(steps):
         if on_progress:
             on_progress(STAGE, done, len(steps))
