@@ -29,10 +29,9 @@ def prepare(
 ) -> None:
     """Has the kernels compiled for weights of these dtypes before the first token needs them.
 
-    `experts`: None when torch computes them. `fast_path`: whether it will decode. `packed`: whether
-    experts are stored in few bits. `joint`: whether several chats will be read in one pass. Nothing to do where the
-    kernels cannot run or read the dtype. About a second when an earlier start compiled them, some 15 seconds of one core
-    when not.
+    `experts`: None when torch computes them. `fast_path`: whether it will decode. `packed`: whether experts are stored
+    in few bits. `joint`: whether several chats will be read in one pass. Nothing to do where the kernels cannot run or
+    read the dtype. About a second when an earlier start compiled them, some 15 seconds of one core when not.
     """
     if not available():
         return
