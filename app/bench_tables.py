@@ -183,7 +183,7 @@ def _size(value: int | None) -> str:
 def show_batch(report: dict[str, Any]) -> None:
     """A row for each budget, link, number of prompts at once and contender."""
     columns = ("budget", "link", "at once", "a pass", "tokens/s", "experts/pass", "experts/token", "hit", "MB/token")
-    table = Table(*columns, "stall", "scheduler", "worst wait")
+    table = Table(*columns, "stall", "scheduler", "worst wait", "of the bound")
     for run in report["runs"]:
         table.add_row(
             run["budget"],
@@ -198,6 +198,7 @@ def show_batch(report: dict[str, Any]) -> None:
             f"{run['stall_share']:.0%}",
             f"{run['scheduling_share']:.1%}",
             f"{run['worst_wait_passes']} passes, {run['worst_wait_seconds']:.2f} s",
+            f"{run['roofline_share']:.0%}" if "roofline_share" in run else "",
         )
     console = Console()
     console.print(table)

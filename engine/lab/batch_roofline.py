@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
+from engine.checkpoint.dense_model import open_checkpoint
 from engine.checkpoint.expert_index import ExpertIndex
+from engine.engine import Engine
 from engine.generation.joint_choice import Always
 from engine.hardware.speed import working_set_bytes
 from engine.model.stored_linear import StoredEmbedding
@@ -91,6 +93,7 @@ class RecordedSteps(Always):
 
     def __init__(self, joint: bool, activations: Callable[[], int]) -> None:
         super().__init__(joint)
+        self.jointly = joint
         self._activations, self._before = activations, 0
         self._steps: list[tuple[int, float, int]] = []
 
@@ -101,13 +104,36 @@ class RecordedSteps(Always):
     def took(self, chats: int, joint: bool, seconds: float) -> None:
         self._steps.append((chats, seconds, self._activations() - self._before))
 
-    def beside(self, chats: int, work: ModelWork, limits: MachineLimits) -> dict[str, Any]:
-        """The steps of so many chats beside the bound; None for what no step showed."""
+    def median_of(self, chats: int) -> tuple[float, float] | None:
+        """Seconds and experts of the steps that read so many chats."""
         steps = [(seconds, experts) for rows, seconds, experts in self._steps if rows == chats]
         if not steps:
-            return dict.fromkeys(("full_step_tokens_per_second", "roofline_tokens_per_second", "roofline_share"))
-        took, experts = (median(numbers) for numbers in zip(*steps, strict=True))
-        read, computed = work.step_seconds(chats, experts, limits)
+            return None
+        return median(seconds for seconds, _ in steps), median(experts for _, experts in steps)
+
+
+class Roofline:
+    """A loaded engine's steps beside the bound."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        """Measures the machine. Raises what opening the checkpoint at `path` raises."""
+        self._engine = engine
+        index = open_checkpoint(path).index
+        self._resident = engine.plan.slots >= sum(index.experts_per_layer)
+        self._work = model_work(engine._model, index)
+        self._limits = measure_limits()
+
+    def record(self, joint: bool) -> RecordedSteps:
+        """A choice that reads chats in one pass or one after another, and remembers what it took."""
+        return RecordedSteps(joint, lambda: self._engine.stats().activations)
+
+    def beside(self, steps: RecordedSteps, chats: int) -> dict[str, float]:
+        """Passes of so many chats beside the bound of one; {} where there were none or experts had to move."""
+        found = steps.median_of(chats)
+        if found is None or not steps.jointly or not self._resident:
+            return {}
+        took, experts = found
+        read, computed = self._work.step_seconds(chats, experts, self._limits)
         bound = max(read, computed)
         return {
             "full_step_tokens_per_second": chats / took,
@@ -115,4 +141,5 @@ class RecordedSteps(Always):
             "roofline_share": bound / took,
             "roofline_read_seconds": read,
             "roofline_product_seconds": computed,
+            **asdict(self._limits),
         }

@@ -9,8 +9,9 @@ from typing import Any
 
 from engine.checkpoint.catalog import resolve_model
 from engine.engine import Engine
-from engine.generation.joint_choice import Always
+from engine.generation.joint_choice import JointChoice
 from engine.generation.request import BatchPrompt
+from engine.lab.batch_roofline import Roofline
 from engine.lab.held_out import HELD_OUT_DIR
 from engine.lab.prompts import Messages, read_prompts
 from engine.lab.report import make_report, median_run, ratio
@@ -82,14 +83,17 @@ def _run_cell(
     with Engine.load(path, budget=budget, policy=settings.policy, link=link, batch_size=size) as engine:
         count = max(size, LEAST_PROMPTS)
         asked = [BatchPrompt(engine.encode(prompts[n % len(prompts)]), settings.tokens) for n in range(count)]
-        _measure(engine, asked, contenders[0])  # fills the cache, and reads the prompts
+        roofline = Roofline(engine, path)
+        steps = {contender: roofline.record(contender != APART) for contender in contenders}
+        _measure(engine, asked, contenders[0], roofline.record(joint=True))  # fills the cache, and reads the prompts
         for repeat in range(settings.repeats):
             for contender in contenders if repeat % 2 else reversed(contenders):
-                found, ids = _measure(engine, asked, contender)
+                found, ids = _measure(engine, asked, contender, steps[contender])
                 measured[contender].append(found)
                 answers.add(ids)
     cell = {"budget": budget, "link": link, "batch_size": size}
-    runs = [cell | asdict(contender) | median_run(found) for contender, found in measured.items()]
+    beside = {of: roofline.beside(steps[of], of.group_size or size) for of in contenders}
+    runs = [cell | asdict(contender) | median_run(found) | beside[contender] for contender, found in measured.items()]
     return runs, len(answers) == 1
 
 
@@ -104,12 +108,12 @@ def _contenders(settings: BatchBenchSettings, size: int) -> Iterator[_Contender]
 
 
 def _measure(
-    engine: Engine, prompts: Sequence[BatchPrompt], contender: _Contender
+    engine: Engine, prompts: Sequence[BatchPrompt], contender: _Contender, choice: JointChoice
 ) -> tuple[dict[str, Any], tuple[tuple[int, ...], ...]]:
     """What it took, and each prompt's ids."""
     engine.schedule(SchedulerSettings(contender.scheduler, contender.group_size))
     before, scheduled = engine.stats(), engine.scheduler_stats()
-    found = {answer.number: tuple(answer.ids) for answer in engine.answer_batch(prompts, Always(contender != APART))}
+    found = {answer.number: tuple(answer.ids) for answer in engine.answer_batch(prompts, choice)}
     spent, scheduling = engine.stats() - before, engine.scheduler_stats() - scheduled
     tokens, passes = max(spent.decode_steps, 1), max(scheduling.passes, 1)
     seconds = spent.decode_seconds + scheduling.scheduling_seconds

@@ -11,7 +11,7 @@ from engine.cache.links.disk import DiskLink
 from engine.engine import Engine
 from engine.errors import ContextFull, InvalidSetting, TransferFailed
 from engine.generation.joint_choice import JointChoice
-from engine.model.ragged_step import RaggedStep
+from engine.model.fast_joint import FastJoint
 from tests.engine.oracle import Stock, assert_same_greedy
 from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
 
@@ -151,7 +151,7 @@ def test_memory_that_runs_out_in_a_joint_pass_has_the_chats_take_turns(monkeypat
     path = tiny_checkpoint("mixtral")
     with Engine.load(path, budget="50%", policy="lru", batch_size=3) as engine:
         expected = in_order(engine.generate_batch(prompts(), NEW_TOKENS))
-        joint, passes = RaggedStep.__call__, []
+        joint, passes = FastJoint.__call__, []
 
         def short_of_memory(step, chats, tokens):
             passes.append(len(chats))
@@ -160,7 +160,7 @@ def test_memory_that_runs_out_in_a_joint_pass_has_the_chats_take_turns(monkeypat
                 raise torch.OutOfMemoryError("CUDA out of memory (injected).")
             return logits
 
-        monkeypatch.setattr(RaggedStep, "__call__", short_of_memory)
+        monkeypatch.setattr(FastJoint, "__call__", short_of_memory)
         assert in_order(engine.generate_batch(prompts(), NEW_TOKENS)) == expected
         assert len(passes) > 3
 

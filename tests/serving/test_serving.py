@@ -11,7 +11,7 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import ContextFull, EngineBusy, EngineClosed, InvalidSetting
-from engine.model.ragged_step import RaggedStep
+from engine.model.fast_joint import FastJoint
 from engine.serving import decoding
 from tests.engine.oracle import Stock, assert_same_greedy
 from tests.engine.stepwise import stepwise
@@ -179,7 +179,7 @@ def test_a_joint_pass_that_fails_is_done_apart(engine, monkeypatch):
         failed.append(len(chats))
         raise RuntimeError("no joint pass today")
 
-    monkeypatch.setattr(RaggedStep, "__call__", broken)
+    monkeypatch.setattr(FastJoint, "__call__", broken)
     monkeypatch.setattr(type(engine._reading.choice), "joint", lambda self, chats: True)
     asked = [greedy(engine, number) for number in range(3)]
     for number, submission in enumerate(asked):
