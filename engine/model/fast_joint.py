@@ -1,7 +1,7 @@
 """The joint fast path: a token of each of several chats through a Llama-like MoE model, weights read once for all.
 
 The same numbers as `FastDecoder`'s, up to the order of summation, in a few compiled calls per layer. A row's numbers do
-not depend on the rows beside it.
+not depend on the rows beside it. Ask `kernels.available()` before importing this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import get_num_threads
 
 from engine.model.experts import ExpertProvider
 from engine.model.fast_decode import fp32_array
@@ -19,6 +20,8 @@ from engine.model.joint_moe import DenseRows, MoeRows
 from engine.model.joint_product import SideBySide, unsuitable
 from engine.model.joint_scratch import JointScratch
 from engine.model.kernels import use_torch_threads
+from engine.model.kernels.joint_attention import add_rows, joint_attention, norm_rows
+from engine.model.kernels.storage import kernel_view
 from engine.model.kv_cache import KvCache
 
 
@@ -34,8 +37,6 @@ class FastJoint:
         reason = self.supports(model)
         if reason is not None:
             raise ValueError(reason)
-        from engine.model.kernels.storage import kernel_view
-
         self._embedding = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         self._layers: list[tuple[_Attention, MoeRows | DenseRows]] = []
@@ -80,8 +81,6 @@ class FastJoint:
         return self._scratch
 
     def _logits(self, scratch: JointScratch) -> torch.Tensor:
-        from engine.model.kernels.joint_attention import norm_rows
-
         norm_rows(scratch.residual, self._norm_weight, self._norm.variance_epsilon, scratch.x)
         logits = torch.empty(scratch.chats, self._vocabulary)
         self._head.multiply(scratch.x, scratch.rows, logits.numpy())
@@ -108,8 +107,6 @@ class _Attention:
     """One decoder layer's attention block."""
 
     def __init__(self, model: Any, number: int) -> None:
-        from engine.model.kernels.storage import kernel_view
-
         layer, family = model.model.layers[number], family_of(model)
         assert family is not None
         attention = layer.self_attn
@@ -129,10 +126,6 @@ class _Attention:
 
     def add_to(self, scratch: JointScratch, positions: _Positions, number: int) -> None:
         """Of layer `number`."""
-        from numba import get_num_threads
-
-        from engine.model.kernels.joint_attention import add_rows, joint_attention, norm_rows
-
         norm_rows(scratch.residual, *self._norm, scratch.x)
         self._inputs.multiply(scratch.x, scratch.rows, scratch.projected)
         joint_attention(
@@ -160,8 +153,6 @@ def _kv_shape(model: Any) -> tuple[int, int]:
 
 def _unsuitable_matrix(model: Any) -> str | None:
     """Why the kernels for a few rows cannot read this model's dense weights, though those for one row can."""
-    from engine.model.kernels.storage import kernel_view
-
     attentions = [layer.self_attn for layer in model.model.layers]
     linears = [getattr(block, name) for block in attentions for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     reasons = (unsuitable(kernel_view(linear.weight)) for linear in (model.lm_head, *linears))

@@ -15,6 +15,8 @@ from engine.model.fast_support import family_of
 from engine.model.joined_layers import SlotLayout
 from engine.model.joint_product import SideBySide, multiply_experts, unsuitable
 from engine.model.joint_scratch import JointScratch
+from engine.model.kernels.joint_experts import add_combined, add_scaled, gate_rows, route_rows
+from engine.model.kernels.storage import kernel_view
 
 
 class MoeRows:
@@ -37,16 +39,15 @@ class MoeRows:
         self._layout: SlotLayout | None = None
 
     def add_to(self, scratch: JointScratch) -> None:
-        from engine.model.kernels.joint_experts import add_combined, route_rows
-
         chats = scratch.chats
-        ids, weights = np.empty((chats, self._top_k), np.int64), np.empty((chats, self._top_k), np.float32)
-        probabilities = np.empty((chats, self._num_experts), np.float32)
+        ids = scratch.named("ids", chats, self._top_k, dtype=np.int64)
+        weights = scratch.named("weights", chats, self._top_k)
+        probabilities = scratch.named("probabilities", chats, self._num_experts)
         route_rows(scratch.residual, *self._route_weights, scratch.x, probabilities, ids, weights)
         index = torch.from_numpy(ids)
         self._provider.observe(self._ordinal, torch.from_numpy(scratch.x), index, torch.from_numpy(weights))
         pairs = Pairs(index, self._num_experts)
-        outputs = np.empty((len(pairs.tokens), scratch.x.shape[1]), np.float32)
+        outputs = scratch.named("outputs", len(pairs.tokens), scratch.x.shape[1])
         with self._provider.acquire(self._ordinal, pairs.experts.tolist()) as lease:
             if self._shared is not None:
                 self._shared.add_to(scratch)  # while experts that were missing are on their way
@@ -60,11 +61,9 @@ class MoeRows:
         if layout.stored is None:
             self._compute_by_torch(batch, rows, pairs, scratch, outputs)
             return
-        from engine.model.kernels.joint_experts import gate_rows
-
         slots = np.array([expert.address for _, expert in batch])
-        both = np.empty((len(outputs), 2 * layout.intermediate), np.float32)
-        hidden = np.empty((len(outputs), layout.intermediate), np.float32)
+        both = scratch.named("both", len(outputs), 2 * layout.intermediate)
+        hidden = scratch.named("hidden", len(outputs), layout.intermediate)
         every_pair = np.arange(len(outputs))
         chosen = np.concatenate([every_pair[group] for group in rows])
         gate_up, down = slots + layout.gate_up_offset, slots + layout.down_offset
@@ -83,8 +82,6 @@ class MoeRows:
 
 def _readable_layout(weights: ExpertWeights) -> SlotLayout:
     """`slot_layout`, without what the products of rows cannot read."""
-    from engine.model.kernels.storage import kernel_view
-
     layout = slot_layout(weights)
     matrices = () if layout.stored is None else (weights.tensors[name] for name in ("gate_up_proj", "down_proj"))
     if any(unsuitable(kernel_view(matrix)) for matrix in matrices):
@@ -110,10 +107,8 @@ class _SharedRows:
         self._gate_up, self._down, self._intermediate = SideBySide(gate, up), SideBySide(down), len(gate)
 
     def add_to(self, scratch: JointScratch) -> None:
-        from engine.model.kernels.joint_experts import add_scaled, gate_rows
-
-        both = np.empty((scratch.chats, 2 * self._intermediate), np.float32)
-        hidden = np.empty((scratch.chats, self._intermediate), np.float32)
+        both = scratch.named("shared both", scratch.chats, 2 * self._intermediate)
+        hidden = scratch.named("shared hidden", scratch.chats, self._intermediate)
         self._gate_up.multiply(scratch.x, scratch.rows, both)
         gate_rows(self._activation, both, scratch.rows, hidden)
         self._down.multiply(hidden, scratch.rows, scratch.added)

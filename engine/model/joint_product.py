@@ -1,4 +1,7 @@
-"""Products of stored matrices with one row for each of several chats, in one call for all matrices that are ready."""
+"""Products of stored matrices with one row for each of several chats, in one call for all matrices that are ready.
+
+Ask `kernels.available()` before importing this.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads
+
+from engine.model.kernels.row_product import TILE, multiply_groups, reads
 
 
 class SideBySide:
@@ -17,13 +23,16 @@ class SideBySide:
         self._addresses = np.array([matrix.ctypes.data for matrix in matrices])
         self._features = np.array([len(matrix) for matrix in matrices])
         self._columns = np.cumsum(self._features) - self._features
-        self._no_rows = np.zeros(len(matrices), np.int64)
+        self._no_rows = self._all_rows = np.zeros(len(matrices), np.int64)
         self._stored = np.empty(0, matrices[0].dtype)
 
     def multiply(self, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         """out [rows, all features] = every matrix times x [rows, in]; float32; `rows` counts up from 0."""
-        all_rows = np.full(len(self._matrices), len(rows))
-        _multiply(self._addresses, self._features, self._columns, self._no_rows, all_rows, self._stored, x, rows, out)
+        if self._all_rows[0] != len(rows):
+            self._all_rows = np.full(len(self._matrices), len(rows))
+        _multiply(
+            self._addresses, self._features, self._columns, self._no_rows, self._all_rows, self._stored, x, rows, out
+        )
 
 
 def multiply_experts(
@@ -46,17 +55,11 @@ def multiply_experts(
 
 
 def _multiply(*arguments: Any) -> None:
-    from numba import get_num_threads
-
-    from engine.model.kernels.row_product import multiply_groups
-
     multiply_groups(*arguments, get_num_threads(), np.zeros(1, np.int64))
 
 
 def unsuitable(matrix: np.ndarray) -> str | None:
     """None when these products can read a stored matrix [features, in], else the reason in words."""
-    from engine.model.kernels.row_product import TILE, reads
-
     if len(matrix) < TILE:
         return f"a matrix has {len(matrix)} outputs, fewer than a tile"
     return None if reads(matrix.dtype) else "this processor has no instruction that reads fp16"

@@ -17,6 +17,15 @@ class JointScratch:
         self.projected = np.empty((chats, (heads + 2 * kv_heads) * head_dim), np.float32)
         self.attended = np.empty((chats, heads, head_dim), np.float32)
 
+        self._named: dict[str, np.ndarray] = {}
+
+    def named(self, name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
+        """An uninitialised array, valid until the next call with this name: fresh memory costs a fault a page."""
+        known = self._named.get(name)
+        if known is None or known.shape != shape:
+            known = self._named[name] = np.empty(shape, dtype)
+        return known
+
     @property
     def chats(self) -> int:
         return len(self.rows)
