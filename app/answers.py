@@ -19,6 +19,7 @@ from engine.errors import ContextFull, EngineBusy, EngineClosed, EngineError
 
 if TYPE_CHECKING:
     from engine import Engine
+    from engine.serving.request import Submission
 
 SAVE_SECONDS = 0.5
 CANCELLED = "cancelled"
@@ -31,7 +32,7 @@ class AnswerFailed(EngineError):
 
 @dataclass
 class LiveAnswer:
-    """The answer being written. Written by its thread only, read by all."""
+    """An answer being written, or waiting for its turn. Written by its thread only, read by all."""
 
     chat_id: str
     message_id: str
@@ -40,31 +41,34 @@ class LiveAnswer:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     stop_asked: bool = False
+    submission: Submission | None = None  # once the model was asked
     started_at: float = field(default_factory=time.monotonic)
     first_token_seconds: float | None = None
     decoding_seconds: float = 0.0
 
 
 class Answers:
-    """At most one answer at a time; it belongs to the program, not to a browser tab."""
+    """One answer at a time in each chat; they belong to the program, not to a browser tab. The engine's queue says
+    which are written now and which wait."""
 
     def __init__(self, host: EngineHost, store: ChatStore) -> None:
         self._host = host
         self._store = store
         self._lock = threading.Lock()
-        self._current: LiveAnswer | None = None
-        self._thread: threading.Thread | None = None
+        self._live: dict[str, LiveAnswer] = {}  # by chat, the oldest first
+        self._threads: dict[str, threading.Thread] = {}
         self._revisions: defaultdict[str, int] = defaultdict(int)
         self._boot = uuid.uuid4().hex[:6]
 
     @property
-    def current(self) -> LiveAnswer | None:
-        return self._current
+    def in_progress(self) -> list[LiveAnswer]:
+        """All that are being written or wait, the oldest first."""
+        with self._lock:
+            return list(self._live.values())
 
     def live(self, chat_id: str) -> LiveAnswer | None:
-        """The answer being written in this chat, if any."""
-        live = self._current
-        return live if live and live.chat_id == chat_id else None
+        """The answer in progress in this chat, if any."""
+        return self._live.get(chat_id)
 
     def stamp(self, chat_id: str) -> str:
         """The chat's id and its revision; every open page compares it with what it shows."""
@@ -74,56 +78,80 @@ class Answers:
         """Tells every open page that the chat changed."""
         self._revisions[chat_id] += 1
 
-    def check_free(self) -> None:
-        """Raises EngineBusy while an answer is being written."""
-        live = self._current
-        if live is not None:
-            chat = self._store.chat(live.chat_id)
-            title = chat.title if chat else "another chat"
+    def check_free(self, chat_id: str) -> None:
+        """Raises EngineBusy while an answer is in progress in this chat."""
+        if chat_id in self._live:
             raise EngineBusy(
-                f"An answer is being written in “{title}”; one answer is written at a time.",
+                "The answer to the message before is still being written.", "Wait until it is finished, or stop it."
+            )
+
+    def check_idle(self) -> None:
+        """Raises EngineBusy while an answer is in progress in any chat."""
+        answers = self.in_progress
+        if answers:
+            chat = self._store.chat(answers[0].chat_id)
+            raise EngineBusy(
+                f"An answer is being written in “{chat.title if chat else 'another chat'}”"
+                + (f", and {len(answers) - 1} more are in progress." if len(answers) > 1 else "."),
                 "Wait until it is finished, or stop it there.",
             )
 
     def start(self, chat_id: str, sampling: Sampling, drop_oldest: bool = False) -> LiveAnswer:
         """Begins the answer to the last message of the chat. Raises EngineBusy."""
         with self._lock:
-            self.check_free()
+            self.check_free(chat_id)
             message = self._store.begin_answer(chat_id)
             live = LiveAnswer(chat_id, message.id, sampling, drop_oldest)
-            self._current = live
-            self._thread = threading.Thread(target=self._write, args=(live,), name="answer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._write, args=(live,), name="answer", daemon=True)
+            self._live[chat_id], self._threads[chat_id] = live, thread
+            thread.start()
         self.touch(chat_id)
         return live
 
-    def stop(self) -> None:
-        """Ends the answer in progress after its current token; what there is of it stays."""
-        live, engine = self._current, self._host.engine
+    def stop(self, chat_id: str) -> None:
+        """Ends the chat's answer after its current token; what there is of it stays."""
+        live = self._live.get(chat_id)
         if live is not None:
             live.stop_asked = True
-            if engine is not None:
-                engine.cancel()
+            if live.submission is not None:
+                live.submission.cancel()
+
+    def wait(self, chat_id: str, timeout: float = 10.0) -> None:
+        """Returns when the chat's answer has ended and is saved."""
+        thread = self._threads.get(chat_id)
+        if thread is not None:
+            thread.join(timeout)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Stops and saves the answer in progress."""
-        self.stop()
-        if self._thread is not None:
-            self._thread.join(timeout)
+        """Stops and saves the answers in progress."""
+        end = time.monotonic() + timeout
+        answers = self.in_progress
+        for live in answers:
+            self.stop(live.chat_id)
+        for live in answers:
+            self.wait(live.chat_id, max(end - time.monotonic(), 0.0))
 
     def _write(self, live: LiveAnswer) -> None:
-        before = None
         try:
-            engine = self._wait_for_engine(live)
-            before = engine.stats()
-            reason = self._stream(engine, live)
-            stats = _answer_stats(live, engine, before)
+            reason, stats = self._answer(live)
         except EngineError as error:
             reason, stats = FAILED, _error_stats(error)
         except Exception as error:  # whatever it is, the chat has to say that its answer ended
             traceback.print_exc(file=sys.stderr)
             reason, stats = FAILED, _error_stats(_unforeseen(error))
         self._finish(live, reason, stats)
+
+    def _answer(self, live: LiveAnswer) -> tuple[str, dict[str, Any]]:
+        """Why it ended and its figures; asks again when the model was changed before the answer had begun."""
+        while True:
+            engine = self._wait_for_engine(live)
+            try:
+                before = engine.stats()
+                reason = self._stream(engine, live)
+                return reason, _answer_stats(live, engine, before)
+            except EngineClosed:
+                if live.token_ids or live.stop_asked or self._host.engine is engine:
+                    raise
 
     def _wait_for_engine(self, live: LiveAnswer) -> Engine:
         while not live.stop_asked:
@@ -136,11 +164,12 @@ class Answers:
         arguments = live.sampling.chat_arguments()
         saved_at = time.monotonic()
         reason = CANCELLED
-        for event in engine.chat(self._prompt(engine, live), **arguments):
+        live.submission = engine.submit(self._prompt(engine, live), caller=live.chat_id, **arguments)
+        if live.stop_asked:  # in between
+            live.submission.cancel()
+        for event in live.submission:
             self._take(live, event)
             reason = event.finish_reason or reason
-            if live.stop_asked:
-                engine.cancel()
             if time.monotonic() - saved_at >= SAVE_SECONDS:
                 self._store.save_answer(live.message_id, live.text, live.token_ids)
                 saved_at = time.monotonic()
@@ -169,7 +198,7 @@ class Answers:
             self._store.save_answer(live.message_id, live.text, live.token_ids, reason, stats)
         finally:
             with self._lock:
-                self._current = None
+                del self._live[live.chat_id]
             self.touch(live.chat_id)
 
 

@@ -106,7 +106,7 @@ class ModelDesk:
         The choice is kept for the next start once it is loaded. Raises EngineBusy while an answer is being written or
         a model loaded.
         """
-        self._answers.check_free()
+        self._answers.check_idle()
         if self._host.engine is not None:
             self._previous = str(self._host.options.get("model"))
         if not self._host.switch(lambda: self._preferences.set_model(name, AUTO), model=name, budget=AUTO):

@@ -13,6 +13,7 @@ class Preferences:
     def __init__(self, settings: Settings) -> None:
         self._lock = threading.Lock()
         self.sampling = settings.sampling
+        self.chats_at_once = settings.chats_at_once
         self.warning: str | None = None
 
     def set_sampling(self, sampling: Sampling) -> None:
@@ -27,6 +28,10 @@ class Preferences:
     def set_model(self, model: str, budget: str) -> None:
         """A budget belongs to a model, so they change together."""
         self._save({"model": model, "budget": budget})
+
+    def set_chats_at_once(self, chats: int) -> None:
+        self.chats_at_once = chats
+        self._save({"chats_at_once": chats})
 
     def set_record_routing(self, on: bool) -> None:
         self._save({"record_routing": on})

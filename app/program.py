@@ -10,7 +10,7 @@ from app.model_desk import ModelDesk
 from app.panel_history import PanelHistory
 from app.preferences import Preferences
 from app.routing_records import RoutingRecords
-from app.settings import Settings
+from app.settings import Settings, beside_one
 from app.what_if import WhatIfCurve
 from engine.errors import EngineClosed
 from engine.paths import data_dir
@@ -23,7 +23,8 @@ class Program:
         self.settings = settings
         self.preferences = Preferences(settings)
         self.routing = RoutingRecords(settings, self.preferences)
-        self.host = EngineHost(settings.engine_options(), load, self.routing.attach, self.routing.close)
+        options = settings.engine_options() | {"batch_size": beside_one(settings.chats_at_once)}
+        self.host = EngineHost(options, load, self.routing.attach, self.routing.close)
         self.store = ChatStore.open_or_memory(data_dir() / "chats.sqlite")
         self.answers = Answers(self.host, self.store)
         self.desk = ModelDesk(settings, self.host, self.answers, self.preferences)
@@ -38,7 +39,7 @@ class Program:
         self.learning.start()
 
     def close(self) -> None:
-        """Saves the answer in progress and gives everything back."""
+        """Saves the answers in progress and gives everything back."""
         self.learning.close()
         self.desk.close()
         self.answers.close()
@@ -46,6 +47,11 @@ class Program:
         self.host.close()
         self.routing.close()
         self.store.close()
+
+    def set_chats_at_once(self, chats: int) -> None:
+        """So many are answered together, 0 for as many as go well, whenever a model is loaded from now on."""
+        self.preferences.set_chats_at_once(chats)
+        self.host.options["batch_size"] = beside_one(chats)
 
     @property
     def model_name(self) -> str:
@@ -61,6 +67,6 @@ class Program:
         """Whether the model is asked something, from here or past the chats, or is not ready."""
         engine = self.host.engine
         try:
-            return self.answers.current is not None or engine is None or engine.snapshot().busy
+            return bool(self.answers.in_progress) or engine is None or engine.snapshot().busy
         except EngineClosed:  # the program is ending, or changes its model
             return True

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     context_length: int | None = None
     preload: bool = False
     host_compute: bool = False
+    chats_at_once: int = Field(default=0, ge=0, le=64)  # answered together by the page; 0: as many as go well
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
     open_browser: bool = True
@@ -95,6 +96,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_path())
+
+
+def beside_one(chats_at_once: int) -> int | str:
+    """`batch_size` of `Engine.load` for so many chats at once, 0 for as many as go well."""
+    return chats_at_once - 1 if chats_at_once else "auto"
 
 
 def settings_path() -> Path:

@@ -61,6 +61,7 @@ from engine.scheduling.group_rows import GroupRows
 from engine.scheduling.scheduler_of_model import make_token_scheduler
 from engine.scheduling.scheduler_stats import SchedulerStats
 from engine.scheduling.token_scheduler import SchedulerSettings
+from engine.serving.chats_at_once import chats_beside, check_beside, with_chats
 from engine.serving.decoding import Decoding
 from engine.serving.places import Places
 from engine.serving.request import Request, Submission
@@ -254,7 +255,7 @@ class Engine:
         on_plan: Callable[[MemoryPlan], None] | None = None,
         preload: bool = False,
         host_compute: bool = False,
-        batch_size: int = 0,
+        batch_size: int | str = 0,
     ) -> Engine:
         """Loads "demo", "org/name" (from the Hugging Face cache) or a folder. Reads no expert, unless with `preload`
         as many as fit in RAM, where a card computes.
@@ -264,20 +265,21 @@ class Engine:
         context_length: tokens, default 2,048 or the model's own limit. on_progress(stage, done, total); on_plan(plan)
         before any weight is read. host_compute: on a card, the processor computes absent experts where that is sooner
         done than moving them; it rounds otherwise than the card, so that an answer then depends, in near ties, on what
-        the cache held. batch_size: so many prompts `generate_batch` may answer at once; each has room for a whole
-        context. Raises the errors of engine.errors.
+        the cache held. batch_size: so many answers are written at once beside one; each has room for a whole context;
+        "auto" is as many as take little of the near memory. Raises the errors of engine.errors.
         """
         placement = place(device, link)
         require_supported(precision)
-        if batch_size < 0:
-            raise InvalidSetting(f"batch_size is {batch_size}.", "It must be 0 (one answer at a time) or more.")
+        check_beside(batch_size)
         check_policy(policy)  # a wrong name is told before anything is read
         files = locate_model(model, on_progress)
         opened = open_checkpoint(files.path, placement.card is not None)
         checkpoint = at_precision(opened, precision)
         context_length = context_for(checkpoint.config, context_length)
-        on_card, chats = placement.card is not None, 1 + batch_size
-        needs = footprint(checkpoint.config, checkpoint.index, context_length, on_card, chats)
+        on_card = placement.card is not None
+        needs = footprint(checkpoint.config, checkpoint.index, context_length, on_card)
+        beside = chats_beside(batch_size, needs, lambda: placement.plan(needs, budget, link))
+        needs = with_chats(needs, 1 + beside)
         plan = placement.plan(needs, budget, link)
         if on_plan is not None:
             on_plan(plan)
@@ -303,7 +305,7 @@ class Engine:
             on_progress,
             preload,
             host_compute,
-            batch_size,
+            beside,
         )
 
     # -- answers --------------------------------------------------------------------------------------------------

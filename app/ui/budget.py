@@ -54,7 +54,7 @@ class Budget:
     def announce(self, percent: float) -> Any:
         """A resize waits for the token or prefill pass being computed: say so at once."""
         engine = self._program.host.engine
-        if engine is None or not self._program.answers.current:
+        if engine is None or not self._program.answers.in_progress:
             return gr.skip()
         try:
             return html.budget_label(engine.plan_for(budget_of(percent)), html.APPLYING)

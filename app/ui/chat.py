@@ -53,7 +53,7 @@ class ChatEvents:
         p.drop_oldest.click(self.drop_oldest, p.stamp, view, **quiet)
         p.chatbot.edit(self.edit, p.stamp, view, **quiet)
         p.earlier.click(self.show_earlier, p.stamp, view, **quiet)
-        p.stop.click(self.stop, None, None, **quiet)
+        p.stop.click(self.stop, p.stamp, None, **quiet)
         p.stamp.change(None, p.stamp, None, js="(stamp) => { expertflow.keepChatInAddress(stamp.split('|')[0]) }")
         again: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
         changed = p.stamp.change(self.refresh, p.stamp, view, queue=False, **again)
@@ -68,9 +68,9 @@ class ChatEvents:
 
     def open(self, chat_id: str | None, request: gr.Request) -> Updates:
         self._tabs[request.session_hash].messages_shown = MESSAGES_SHOWN
-        live = self._program.answers.current
-        if not chat_id and live is not None:
-            chat_id = live.chat_id  # a page opened afresh shows what is going on
+        answers = self._program.answers.in_progress
+        if not chat_id and answers:
+            chat_id = answers[-1].chat_id  # a page opened afresh shows what is going on
         if chat_id and self._program.store.chat(chat_id) is None:
             chat_id = ""
         return self._view(chat_id or "", request)
@@ -83,7 +83,7 @@ class ChatEvents:
             return self._nothing()
         program, chat_id = self._program, chat_of(stamp)
         try:
-            program.answers.check_free()
+            program.answers.check_free(chat_id)
             if not chat_id or program.store.chat(chat_id) is None:
                 chat_id = program.store.create_chat()
             program.store.add_user_message(chat_id, text.strip())
@@ -104,7 +104,7 @@ class ChatEvents:
     def edit(self, stamp: str, request: gr.Request, edited: gr.EditData) -> Updates:
         program, chat_id = self._program, chat_of(stamp)
         try:
-            program.answers.check_free()
+            program.answers.check_free(chat_id)
             message = self._shown_at(chat_id, edited.index, request)
             program.store.edit_user_message(message.id, str(edited.value).strip())
             program.answers.start(chat_id, program.preferences.sampling)
@@ -116,8 +116,8 @@ class ChatEvents:
         self._tabs[request.session_hash].messages_shown += MESSAGES_SHOWN
         return self._view(chat_of(stamp), request)
 
-    def stop(self) -> None:
-        self._program.answers.stop()
+    def stop(self, stamp: str) -> None:
+        self._program.answers.stop(chat_of(stamp))
 
     def refresh(self, stamp: str, request: gr.Request) -> Updates:
         """The chat column anew, unless this page shows the chat as it is.
@@ -147,7 +147,7 @@ class ChatEvents:
     def _answer_last(self, chat_id: str, request: gr.Request, drop_oldest: bool) -> Updates:
         program = self._program
         try:
-            program.answers.check_free()
+            program.answers.check_free(chat_id)
             asked = [m for m in program.store.messages(chat_id) if m.role == "user"]
             if not asked:
                 return self._nothing()

@@ -56,12 +56,13 @@ def live_words(live: LiveAnswer, host: EngineHost) -> str:
     """The answer so far, or what it is waiting for."""
     if live.text:
         return for_display(live.text)
-    engine = host.engine
-    if engine is None:
-        return f"*Waiting for the model: {host.state.words} …*"
-    now = engine.snapshot()
-    if now.phase == "prefill" and now.prefill_total:
-        return f"*Reading the chat: {now.prefill_done:,} of {now.prefill_total:,} tokens …*"
+    if live.submission is None:
+        return "*Thinking …*" if host.engine else f"*Waiting for the model: {host.state.words} …*"
+    before, (read, total) = live.submission.position, live.submission.prompt_progress
+    if before is not None:
+        return f"*Waiting: {before} before it …*" if before else "*Waiting: it is next …*"
+    if read < total:
+        return f"*Reading the chat: {read:,} of {total:,} tokens …*"
     return "*Thinking …*"
 
 
@@ -74,7 +75,7 @@ def _notice(messages: list[Message], end: Message | None) -> tuple[str, set[str]
     """Words above the message field and the buttons under them."""
     if not messages:
         return "", set()
-    if end is None:
+    if end is None or (end.finish_reason == CANCELLED and not end.content):
         return html.notice("info", "This message has no answer yet."), {"again"}
     if end.finish_reason in (INTERRUPTED, WRITING):
         return (

@@ -11,6 +11,7 @@ from app.ui import html
 from app.ui.markdown import LATEX_DELIMITERS
 from app.ui.theme import asset
 
+CHATS_AT_ONCE = (1, 2, 3, 4, 6, 8)
 EXAMPLES: list[ExampleMessage] = [
     {"text": "Explain in simple words why the sky is blue."},
     {"text": "Write a short poem about memory."},
@@ -102,6 +103,7 @@ class RecordParts:
 class Parts:
     chat: ChatParts
     sampling: SamplingControls
+    chats_at_once: gr.Dropdown
     records: RecordParts
     budget: BudgetParts
     models: ModelParts
@@ -120,7 +122,7 @@ def build_layout(model_name: str) -> Parts:
             new_chat = gr.Button("New chat", elem_id="new-chat", size="md")
             gr.HTML('<h2 class="side-title">Chats</h2>')
             chat_list = gr.Radio([], show_label=False, container=False, elem_id="chat-list", label="Saved chats")
-            sampling = _sampling_controls()
+            sampling, chats_at_once = _sampling_controls()
             records = _record_parts()
         with gr.Column(elem_id="talk", min_width=0):
             chat, load_again, go_back = _chat_parts(new_chat, chat_list)
@@ -138,7 +140,7 @@ def build_layout(model_name: str) -> Parts:
             models = _model_parts(go_back)
             with gr.Accordion("About the model", open=False, elem_id="about") as about:
                 card = CardParts(about, gr.Markdown("", elem_id="model-card", show_label=False))
-    return Parts(chat, sampling, records, budget, models, card, panels, gr.Timer(1.0))
+    return Parts(chat, sampling, chats_at_once, records, budget, models, card, panels, gr.Timer(1.0))
 
 
 def _chat_parts(new_chat: gr.Button, chat_list: gr.Radio) -> tuple[ChatParts, gr.Button, gr.Button]:
@@ -239,9 +241,9 @@ def _model_parts(go_back: gr.Button) -> ModelParts:
     return ModelParts(gr.State(""), accordion, local, name, look, offer, download, cancel, load, go_back)
 
 
-def _sampling_controls() -> SamplingControls:
+def _sampling_controls() -> tuple[SamplingControls, gr.Dropdown]:
     with gr.Accordion("Answer settings", open=False, elem_id="answer-settings"):
-        return SamplingControls(
+        sampling = SamplingControls(
             system_prompt=gr.Textbox(
                 label="System prompt", placeholder="How the assistant should behave", lines=3, max_lines=8
             ),
@@ -254,6 +256,14 @@ def _sampling_controls() -> SamplingControls:
             seed=gr.Textbox(label="Seed", placeholder="random", max_lines=1),
             stop=gr.Textbox(label="Stop strings", placeholder="one a line", lines=2, max_lines=6),
         )
+        chats_at_once = gr.Dropdown(
+            [("As many as go well", 0), *((str(chats), chats) for chats in CHATS_AT_ONCE)],
+            value=0,
+            label="Chats answered at once",
+            info="each needs memory of its own; counts when a model is loaded, or from the next start",
+            elem_id="chats-at-once",
+        )
+    return sampling, chats_at_once
 
 
 def _record_parts() -> RecordParts:

@@ -98,9 +98,16 @@ class LivePanels:
         return {"memory": memory_bars(plan, memory)}
 
     def _header(self, snapshot: Any) -> str:
-        pill, kind = ("Answering", "busy") if self._program.answers.current else ("Ready", "ready")
+        busy = bool(self._program.answers.in_progress)
+        pill, kind = (_answering(snapshot), "busy") if busy else ("Ready", "ready")
         details = f"{snapshot.architecture} · policy {snapshot.policy} · link {snapshot.link}"
         return html.header(snapshot.model_name, details, pill, kind)
+
+
+def _answering(snapshot: Any) -> str:
+    """How many answers are written, and how many wait."""
+    written = "Answering" if snapshot.running < 2 else f"Answering {snapshot.running}"
+    return f"{written}, {snapshot.waiting} waiting" if snapshot.waiting else written
 
 
 def _memory_of(snapshot: Any, device: str) -> NearMemory:

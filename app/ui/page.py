@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app.program import Program
-from app.ui import answer_settings, model_card, routing_records
+from app.ui import answer_settings, chats_at_once, model_card, routing_records
 from app.ui.budget import Budget
 from app.ui.chat import ChatEvents
 from app.ui.layout import build_layout
@@ -23,6 +23,7 @@ def build_page(program: Program) -> gr.Blocks:
         parts = build_layout(program.model_name)
         ChatEvents(program, parts.chat, tabs).wire(demo)
         answer_settings.wire(demo, parts.sampling, program.preferences)
+        chats_at_once.wire(demo, parts.chats_at_once, program)
         routing_records.wire(demo, parts.records, program)
         model_card.wire(parts.card, program)
         ModelPicker(program, parts.models, tabs).wire(parts.budget.stamp)

@@ -46,18 +46,15 @@ def workspace_bytes(
     return runtime + FP32_BYTES * (activations + mask + upcast + logits)
 
 
-def footprint(
-    config: PretrainedConfig, index: ExpertIndex, context_length: int, on_card: bool = False, chats: int = 1
-) -> Footprint:
-    """Everything the memory plan needs to know of a model, computed in fp32 or, `on_card`, in the config's dtype.
-
-    `chats`: so many have keys and values of their own.
+def footprint(config: PretrainedConfig, index: ExpertIndex, context_length: int, on_card: bool = False) -> Footprint:
+    """Everything the memory plan needs to know of a model for one chat, computed in fp32 or, `on_card`, in the config's
+    dtype.
     """
     rows = prefill_chunk(config, index, context_length, on_card)
     number_bytes = config.dtype.itemsize if on_card and config.dtype is not None else FP32_BYTES
     return Footprint(
         dense_bytes=index.dense_bytes,
-        kv_bytes=chats * kv_bytes(config, context_length, number_bytes),
+        kv_bytes=kv_bytes(config, context_length, number_bytes),
         workspace_bytes=workspace_bytes(config, index, context_length, rows, on_card),
         slot_bytes=index.slot_bytes,
         experts_total=sum(index.experts_per_layer),

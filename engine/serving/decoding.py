@@ -109,7 +109,8 @@ class Decoding:
     def _read_chunk(self, member: Member, at_most: int | None = None) -> int:
         """Reads one pass of the prompt; returns its tokens. After the last the answer's first token is chosen."""
         request, sequence = member.request, member.sequence
-        self._activity.prefill_planned(sequence.length - member.kept, len(request.prompt) - member.kept)
+        request.progress = sequence.length - member.kept, len(request.prompt) - member.kept
+        self._activity.prefill_planned(*request.progress)
         try:
             chunk = sequence.next_chunk(request.prompt, at_most)
             with self._gate.step(), self._activity.prefill(len(chunk)):
@@ -120,6 +121,7 @@ class Decoding:
         except BaseException as error:  # the request's own, whatever it is
             self._fail(member, error)
             return 0
+        request.progress = sequence.length - member.kept, len(request.prompt) - member.kept
         if sequence.length == len(request.prompt) and not request.is_cancelled():
             member.decodes = True
             self._tell_activity()

@@ -44,6 +44,8 @@ class Request:
         self.answer: Future[Answer] = Future()
         self.answer.set_running_or_notify_cancel()  # who holds the future cannot cancel it behind our back
         self.asked_at = time.perf_counter()
+        self.progress = 0, len(self.prompt)
+        """Tokens of the prompt that were read, of those that were not there before."""
         self._sampler, self._text = sampler, text
         self._ids = list(self.prompt)
         self._words: list[str] = []
@@ -126,6 +128,11 @@ class Submission:
     def position(self) -> int | None:
         """How many requests will begin before this one; None once it has begun."""
         return self._position(self._request)
+
+    @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """How many tokens of the prompt were read, of how many that the chat's place did not hold already."""
+        return self._request.progress
 
     @property
     def done(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.card_emulation import CardEmulation
-from engine.errors import BudgetTooSmall, ContextFull, EngineBusy
+from engine.errors import BudgetTooSmall, ContextFull, EngineClosed
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.traced_model import TracedModel
@@ -83,6 +83,8 @@ class FakeSnapshot:
     stats: FakeStats
     plan: FakePlan
     busy: bool
+    running: int
+    waiting: int
     phase: str
     prefill_done: int
     prefill_total: int
@@ -109,6 +111,33 @@ class FakeEvent:
     finish_reason: str | None
 
 
+class FakeSubmission:
+    """Waits for a place, then is written by whoever reads it."""
+
+    prompt_progress = 0, 0
+
+    def __init__(self, engine):
+        self._engine, self.events = engine, iter(())
+        self.cancelled = threading.Event()
+
+    @property
+    def position(self):
+        submissions = self._engine._submissions
+        before = submissions.index(self) - self._engine.places if self in submissions else -1
+        return before if before >= 0 else None
+
+    def cancel(self):
+        self.cancelled.set()
+
+    def __iter__(self):
+        try:
+            while self.position is not None and not self.cancelled.is_set():
+                time.sleep(0.005)
+            yield from self.events
+        finally:
+            self._engine._submissions.remove(self)
+
+
 class FakeEngine:
     """Answers with `words`, one token each, `token_seconds` apart."""
 
@@ -125,8 +154,8 @@ class FakeEngine:
         self.recording_problem = None
         self.traced_model = TracedModel("demo", "0123456789abcdef", RoutingShape(LAYERS, EXPERTS, TOP_K, 1000))
         self._stats = FakeStats()
-        self._busy = threading.Lock()
-        self._cancel = threading.Event()
+        self.places = 4
+        self._submissions: list[FakeSubmission] = []
         self._used = 0
         self._random = np.random.default_rng(0)
         self._counts = np.zeros((LAYERS, EXPERTS), dtype=np.int64)
@@ -150,17 +179,21 @@ class FakeEngine:
         self.plan = self.plan_for(budget)
         return self.plan
 
-    def chat(self, messages, max_new_tokens=512, **arguments):
-        if not self._busy.acquire(blocking=False):
-            raise EngineBusy("An answer is being written.", "Wait for it.")
-        try:
-            self.prompts.append(messages)
-            self.arguments = {"max_new_tokens": max_new_tokens, **arguments}
-            yield from self._answer(messages, max_new_tokens)
-        finally:
-            self._busy.release()
+    def chat(self, messages, **arguments):
+        return iter(self.submit(messages, **arguments))
 
-    def _answer(self, messages, max_new_tokens):
+    def submit(self, messages, max_new_tokens=512, caller="", **arguments):
+        """`places` answers are written at once, each while it is read."""
+        if self.closed:
+            raise EngineClosed("The engine was closed.", "Load the model again.")
+        submission = FakeSubmission(self)
+        self._submissions.append(submission)
+        self.prompts.append(messages)
+        self.arguments = {"max_new_tokens": max_new_tokens, **arguments}
+        submission.events = self._answer(messages, max_new_tokens, submission)
+        return submission
+
+    def _answer(self, messages, max_new_tokens, submission):
         if self.fail is not None:
             raise self.fail
         self._used = sum(len(m["content"].split()) for m in messages)
@@ -171,9 +204,8 @@ class FakeEngine:
                 self._used,
                 self.context_length,
             )
-        self._cancel.clear()
         for index, word in enumerate(self.words[:max_new_tokens]):
-            if self._cancel.is_set():
+            if submission.cancelled.is_set():
                 yield FakeEvent("", None, "cancelled")
                 return
             time.sleep(self.token_seconds)
@@ -217,17 +249,21 @@ class FakeEngine:
         self.store, self.recorded_hidden = store, hidden
 
     def cancel(self) -> None:
-        self._cancel.set()
+        for submission in self._submissions:
+            submission.cancel()
 
     def stats(self) -> FakeStats:
         return self._stats
 
     def snapshot(self) -> FakeSnapshot:
-        busy = self._busy.locked()
+        in_progress = len(self._submissions)
+        busy, running = in_progress > 0, min(in_progress, self.places)
         return FakeSnapshot(
             self._stats,
             self.plan,
             busy,
+            running,
+            in_progress - running,
             "decode" if busy else "idle",
             0,
             0,

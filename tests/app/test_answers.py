@@ -1,6 +1,7 @@
 """Answers are written whatever the browser does: saved while they grow, stopped, refused, failed in words."""
 
 import threading
+import time
 
 import pytest
 
@@ -8,6 +9,7 @@ from app.answers import Answers
 from app.chats import ChatStore
 from app.engine_host import EngineHost
 from app.settings import Sampling
+from app.ui.chat_view import live_words
 from engine.errors import BudgetTooSmall, EngineBusy, TransferFailed
 from tests.app.fake_engine import FakeEngine
 
@@ -37,8 +39,9 @@ class Stage:
         return chat_id
 
     def finish(self):
-        self.answers._thread.join(10)
-        assert self.answers.current is None
+        for live in self.answers.in_progress:
+            self.answers.wait(live.chat_id)
+        assert self.answers.in_progress == []
 
 
 @pytest.fixture
@@ -95,9 +98,9 @@ def test_a_message_written_while_loading_is_answered_when_the_model_is_there(sta
 def test_stopping_keeps_what_there_is(stage):
     s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
     chat_id = s.ask()
-    while not (s.answers.current and s.answers.current.text):
+    while not s.answers.live(chat_id).text:
         threading.Event().wait(0.01)
-    s.answers.stop()
+    s.answers.stop(chat_id)
     s.finish()
     answer = s.store.messages(chat_id)[-1]
     assert answer.finish_reason == "cancelled"
@@ -109,20 +112,76 @@ def test_an_answer_is_in_the_store_while_it_grows(stage):
     s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
     chat_id = s.ask()
     while not s.store.messages(chat_id)[-1].content:
-        assert s.answers.current is not None
+        assert s.answers.live(chat_id) is not None
         threading.Event().wait(0.05)
     assert s.store.messages(chat_id)[-1].finish_reason == "writing"
 
 
-def test_a_second_answer_meanwhile_is_refused_in_words_and_leaves_no_trace(stage):
-    s = stage(FakeEngine(words=["word "] * 10_000, token_seconds=0.005))
-    s.ask("the first question")
-    other = s.store.create_chat()
-    s.store.add_user_message(other, "me too")
-    with pytest.raises(EngineBusy) as caught:
-        s.answers.start(other, Sampling())
-    assert "the first question" in caught.value.cause
-    assert len(s.store.messages(other)) == 1
+def endless(**settings) -> FakeEngine:
+    return FakeEngine(words=["word "] * 10_000, token_seconds=0.002, **settings)
+
+
+def until(holds):
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_second_question_in_the_same_chat_meanwhile_is_refused_in_words_and_leaves_no_trace(stage):
+    s = stage(endless())
+    chat_id = s.ask()
+    with pytest.raises(EngineBusy, match="still being written"):
+        s.answers.start(chat_id, Sampling())
+    with pytest.raises(EngineBusy, match="being written in “hi”"):
+        s.answers.check_idle()
+    assert len(s.store.messages(chat_id)) == 2
+
+
+def test_several_chats_are_answered_at_once_and_each_is_stopped_alone(stage):
+    s = stage(endless())
+    first, second = s.ask("one"), s.ask("two")
+    until(lambda: s.answers.live(first).text and s.answers.live(second).text)
+    s.answers.stop(first)
+    s.answers.wait(first)
+    assert s.answers.live(first) is None and s.answers.live(second) is not None
+    assert s.store.messages(first)[-1].finish_reason == "cancelled"
+    written = len(s.answers.live(second).text)
+    until(lambda: len(s.answers.live(second).text) > written)
+
+
+def test_a_chat_that_waits_says_how_many_are_before_it_and_can_be_stopped(stage):
+    s = stage(endless())
+    s.engine.places = 1
+    writing = s.ask("first")
+    until(lambda: s.answers.live(writing).text)
+    waiting = []
+    for _ in range(3):
+        waiting.append(s.ask("me too"))
+        until(lambda: s.answers.live(waiting[-1]).submission)
+    words = [live_words(s.answers.live(chat_id), s.host) for chat_id in waiting]
+    assert words == ["*Waiting: it is next …*", "*Waiting: 1 before it …*", "*Waiting: 2 before it …*"]
+    s.answers.stop(waiting[0])
+    s.answers.wait(waiting[0])
+    stopped = s.store.messages(waiting[0])[-1]
+    assert (stopped.content, stopped.finish_reason) == ("", "cancelled")
+    s.answers.stop(writing)
+    until(lambda: s.answers.live(waiting[1]).text)
+
+
+def test_an_answer_that_waits_while_the_model_is_changed_is_written_by_the_next(stage):
+    s = stage(endless())
+    old, s.engine = s.host.wait(10), FakeEngine()
+    old.closed = True  # it refuses, but the host has no other yet
+    refused = s.ask("too early")
+    s.answers.wait(refused)
+    assert s.store.messages(refused)[-1].finish_reason == "error"
+    s.release.clear()
+    assert s.host.switch(model="another")
+    chat_id = s.ask("in between")
+    s.release.set()
+    s.answers.wait(chat_id)
+    assert s.store.messages(chat_id)[-1].content == "one two three"
 
 
 @pytest.mark.parametrize("error", [TransferFailed("The disk failed.", "Check it."), RuntimeError("odd")])

@@ -128,7 +128,7 @@ def test_shift_enter_makes_a_line_and_copy_copies(serve, visit):
     assert page.page.evaluate("navigator.clipboard.readText()") == "The answer is **42**."
 
 
-def test_a_second_tab_watches_and_is_refused_in_words(serve, visit, slow_engine):
+def test_a_second_tab_watches_and_has_its_own_chat_answered_beside(serve, visit, slow_engine):
     served = serve(slow_engine)
     first = visit(served.address)
     first.say("Count for me")
@@ -139,13 +139,16 @@ def test_a_second_tab_watches_and_is_refused_in_words(serve, visit, slow_engine)
     second.see("#header", "Answering")
     second.page.click("#new-chat")
     second.see("#chatbot", "Ask something")
-    second.say("Me too", accepted=False)
-    second.see("#notice", "An answer is being written in “Count for me”")
-    assert second.page.input_value("#message textarea") == "Me too"
-    first.page.click("#stop")
-    first.wait_for_answer()
     second.say("Me too")
     second.see("#live", "word1")
+    second.see("#header", "Answering 2")
+    written = len(first.text("#live"))
+    second.page.click("#stop")
+    second.wait_for_answer()
+    first.see_more_than("#live", written)  # one tab's Stop is its own
+    first.page.click("#stop")
+    first.wait_for_answer()
+    assert [len(page.answers()) for page in (first, second)] == [1, 1]
 
 
 def test_a_closed_tab_loses_nothing(serve, visit, slow_engine):
@@ -155,8 +158,8 @@ def test_a_closed_tab_loses_nothing(serve, visit, slow_engine):
     page.say("Go on without me")
     page.see("#live", "word1")
     page.page.close()
-    served.program.answers._thread.join(60)
     chat = served.program.store.chats()[0]
+    served.program.answers.wait(chat.id, 60)
     assert served.program.store.messages(chat.id)[-1].finish_reason == "stop"
     again = visit(f"{served.address}/?chat={chat.id}")
     again.see("#chatbot [data-testid=bot]", "word59")

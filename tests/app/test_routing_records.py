@@ -16,6 +16,7 @@ from engine.errors import UnsupportedModel
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from tests.app.fake_engine import EXPERTS, LAYERS, TOP_K, FakeEngine
+from tests.engine.stepwise import stepwise
 from tests.tiny_chat_model import tiny_chat_checkpoint
 
 
@@ -48,7 +49,7 @@ def answer(program, text="Hello"):
     store.add_user_message(chat_id, text)
     greedy = {"max_new_tokens": 5, "temperature": 0.0}  # a drawn answer may end at once
     program.answers.start(chat_id, program.preferences.sampling.model_copy(update=greedy))
-    program.answers._thread.join(60)
+    program.answers.wait(chat_id, 60)
 
 
 def load_tiny(on_progress=None, on_plan=None, **options):
@@ -106,7 +107,7 @@ def test_forgetting_in_mid_answer_forgets_what_is_not_yet_written_too(program):
     started = program(load_tiny)
     started.routing.switch(True)
     engine = started.host.engine
-    events = engine.chat([{"role": "user", "content": "My secret"}], max_new_tokens=9, temperature=0.0)
+    events = stepwise(engine, engine.encode([{"role": "user", "content": "My secret"}]), 9)
     for _ in range(3):
         next(events)
     started.routing.forget()
@@ -171,9 +172,9 @@ def test_a_model_that_gives_no_hidden_states_is_recorded_without(program):
 def test_the_model_is_busy_while_an_answer_is_written_or_nothing_is_loaded(program):
     started = program()
     assert not started._is_busy()
-    started.host.engine._busy.acquire()
+    asked = iter(started.host.engine.submit([{"role": "user", "content": "hi"}]))
     assert started._is_busy()
-    started.host.engine._busy.release()
+    assert list(asked) and not started._is_busy()
     started.host._engine = None
     assert started._is_busy()
 

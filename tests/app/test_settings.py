@@ -53,13 +53,14 @@ def test_changes_on_the_page_survive_a_restart_and_keep_the_rest_of_the_file():
     write_file('# mine\nmodel = "org/name"  # the big one\n')
     preferences = Preferences(load_settings())
     preferences.set_budget("25%")
+    preferences.set_chats_at_once(3)
     preferences.set_sampling(Sampling(system_prompt="Be brief.", temperature=0.2, seed=7, stop=["END"]))
     text = settings_path().read_text()
     assert text.startswith("# mine\n")
     assert "# the big one" in text
 
     settings = load_settings()
-    assert (settings.model, settings.budget) == ("org/name", "25%")
+    assert (settings.model, settings.budget, settings.chats_at_once) == ("org/name", "25%", 3)
     assert settings.sampling.system_prompt == "Be brief."
     assert (settings.sampling.temperature, settings.sampling.seed, settings.sampling.stop) == (0.2, 7, ["END"])
 
