@@ -129,7 +129,7 @@ def test_shift_enter_makes_a_line_and_copy_copies(serve, visit):
 
 
 def test_a_second_tab_watches_and_has_its_own_chat_answered_beside(serve, visit, slow_engine):
-    slow_engine.token_seconds = 0.2  # two pages on a busy machine take their time
+    slow_engine.token_seconds = 0.5  # two pages on a busy machine take their time
     served = serve(slow_engine)
     first = visit(served.address)
     first.say("Count for me")
