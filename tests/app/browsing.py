@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 from app.program import Program
 from app.server import listen, make_server
 
-TIMEOUT_MILLISECONDS = 120_000  # a busy machine is no failure
+TIMEOUT_MILLISECONDS = 240_000  # a busy machine is no failure
 # What Gradio's client writes when a page is left while a request is under way.
 STALE_SOCKET = "ERR_SOCKET_NOT_CONNECTED"  # a kept connection to a server that was killed; the browser tries again
 LEAVING = (
