@@ -287,7 +287,7 @@ class Engine:
         dense = read_dense(checkpoint, on_progress)
         tokenizer = load_tokenizer(files.path)
         if placement.card is None:
-            prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress, batch_size > 0)
+            prepare_kernels(dense, FastDecoder.supports(dense.model) is None, on_progress, beside > 0)
         else:
             placement.take(dense)
             if host_compute:

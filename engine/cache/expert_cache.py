@@ -101,6 +101,11 @@ class ExpertCache:
         return self._misses_something and self._prefetcher is not None and self._prefetcher.on
 
     @property
+    def foresees_joint_passes(self) -> bool:
+        """Whether the next joint pass will be predicted, as far as is known before its number of chats."""
+        return self._misses_something and self._waves is not None and self._waves.on
+
+    @property
     def _foresees_this_pass(self) -> bool:
         return self._can_foresee and self._waves is not None and self._waves.in_joint_pass and self._waves.on
 

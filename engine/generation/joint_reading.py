@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 
 from engine.cache.expert_cache import ExpertCache
@@ -24,19 +25,31 @@ class JointReading:
         self._joint, self._experts = joint, experts
         self.choice = choice
 
-    def read(self, sequences: Sequence[TokenSequence], tokens: Sequence[int], alone: bool) -> list[Outcome]:
+    def read(
+        self,
+        sequences: Sequence[TokenSequence],
+        tokens: Sequence[int],
+        alone: bool,
+        expected: np.ndarray | None = None,
+    ) -> list[Outcome]:
         """What came of each chat's token. One chat's failure is its own: a joint pass that fails is followed by passes
-        apart. `alone`: the only chat there is decodes.
+        apart. `alone`: the only chat there is decodes. `expected`: as ExpertCache.begin_joint_step takes it.
         """
         if self._joint is None or len(sequences) == 1:
             return _apart(sequences, tokens, alone)
         joint, began = self.choice.joint(len(sequences)), time.perf_counter()
-        outcomes = self._together(self._joint, sequences, tokens) if joint else _apart(sequences, tokens)
+        outcomes = self._together(self._joint, sequences, tokens, expected) if joint else _apart(sequences, tokens)
         self.choice.took(len(sequences), joint, time.perf_counter() - began)
         return outcomes
 
-    def _together(self, joint: JointStep, sequences: Sequence[TokenSequence], tokens: Sequence[int]) -> list[Outcome]:
-        self._experts.begin_joint_step()
+    def _together(
+        self,
+        joint: JointStep,
+        sequences: Sequence[TokenSequence],
+        tokens: Sequence[int],
+        expected: np.ndarray | None,
+    ) -> list[Outcome]:
+        self._experts.begin_joint_step(expected)
         try:
             with ExitStack() as passes:
                 for sequence, token in zip(sequences, tokens, strict=True):

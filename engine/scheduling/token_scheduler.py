@@ -55,7 +55,8 @@ class TokenScheduler:
     """Chats are whatever objects the caller tells them apart by. One thread at a time, but for `use` and `stats`.
 
     absent: float32 [layers, experts], 1 where an expert is neither there nor coming, asked when a grouping needs it;
-    rows: told of the routing of every pass; make_forecast: for at least `places` chats at once, called once needed.
+    rows: told of the routing of every pass; make_forecast: for at least `places` chats at once, called once needed;
+    foresees: whether what a pass of several chats needs is loaded ahead, so that their paths serve that too.
     """
 
     def __init__(
@@ -65,7 +66,12 @@ class TokenScheduler:
         absent: Callable[[], np.ndarray],
         rows: GroupRows,
         places: int,
+        foresees: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._foresees = foresees
+        self.expected: np.ndarray | None = None
+        """Within `group`: float32 [group, 1, layers, experts], how likely each one's token uses each expert; None where
+        nobody wants to know."""
         self._shape, self._make_forecast = shape, make_forecast
         self._absent, self._rows = absent, rows
         self._paths = np.zeros((places, shape.layers, shape.experts), np.float32)
@@ -104,8 +110,10 @@ class TokenScheduler:
         name, size = self._way(len(chats))
         grouping = self._grouping(name)
         alone = size >= len(chats)  # nothing to choose
-        follows = grouping.needs_paths and not alone
         chosen = list(range(len(chats))) if alone else self._choose(chats, token_ids, grouping, size)
+        foreseen = len(chosen) > 1 and self._foresees()
+        follows = foreseen or (grouping.needs_paths and not alone)
+        self.expected = self._expect(chats, token_ids, chosen) if foreseen else None
         if follows:
             self._rows.begin(len(chosen))
         scheduling = time.perf_counter() - began
@@ -156,6 +164,12 @@ class TokenScheduler:
             self._predict(known, token_ids)
             waiting = Waiting(waiting.chats, order, self._paths[waiting.chats], self._absent())
         return grouping.group(waiting, FairPick(self._bound_for(len(chats), size) - passed, size))
+
+    def _expect(self, chats: Sequence[Hashable], token_ids: Sequence[int], chosen: Sequence[int]) -> np.ndarray:
+        group = [self._chats[chats[place]] for place in chosen]
+        self._predict(group, [token_ids[place] for place in chosen])
+        expected: np.ndarray = self._paths[[chat.place for chat in group]][:, None]
+        return expected
 
     def _bound_for(self, waiting: int, size: int) -> int:
         """Never falls, since those who wait already were promised no less."""

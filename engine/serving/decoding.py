@@ -136,7 +136,8 @@ class Decoding:
             sequences = [member.sequence for member in group]
             tokens = [member.request.last_token for member in group]
             with self._gate.step(), self._activity.step(len(group)):
-                outcomes = self._reading.read(sequences, tokens, alone=len(waiting) == 1)
+                alone, expected = len(waiting) == 1, self._scheduler.expected
+                outcomes = self._reading.read(sequences, tokens, alone, expected)
         for member, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._fail(member, outcome)

@@ -39,11 +39,13 @@ class Telling(RecentPaths):
 class Bench:
     """`topic_of`: experts 2 t and 2 t + 1 are what a chat of topic t uses, in every layer."""
 
-    def __init__(self, topic_of: dict[str, int], places: int = 8) -> None:
+    def __init__(self, topic_of: dict[str, int], places: int = 8, foresees: bool = False) -> None:
         self.topic_of, self.forecast = topic_of, Telling(places)
         self.rows = GroupRows(SHAPE.layers, SHAPE.top_k)
         self.absent = np.ones((SHAPE.layers, SHAPE.experts), np.float32)
-        self.scheduler = TokenScheduler(SHAPE, lambda: self.forecast, lambda: self.absent, self.rows, places)
+        self.scheduler = TokenScheduler(
+            SHAPE, lambda: self.forecast, lambda: self.absent, self.rows, places, lambda: foresees
+        )
 
     def step(self, chats: list[str], apart: bool = False) -> list[str]:
         with self.scheduler.group(chats, [ord(chat) for chat in chats]) as chosen:
@@ -64,6 +66,26 @@ def test_chats_of_a_topic_are_read_together_once_their_routing_is_known(apart):
         bench.step(chats, apart)
     topics = [{bench.topic_of[chat] for chat in bench.step(chats, apart)} for _ in range(6)]
     assert all(len(found) == 1 for found in topics)
+
+
+@pytest.mark.parametrize("foresees", [True, False])
+def test_passes_that_are_foreseen_are_told_what_each_chat_will_use(foresees):
+    """Without anything to choose: paths are predicted only for whoever loads ahead."""
+    bench = Bench({"a": 0, "b": 1, "c": 2}, foresees=foresees)
+    bench.scheduler.use(SchedulerSettings(WAVES))
+    for _ in range(3):
+        bench.step(list("abc"))
+    with bench.scheduler.group(list("abc"), [1, 2, 3]) as chosen:
+        expected = bench.scheduler.expected
+        assert chosen == [0, 1, 2]
+    if not foresees:
+        assert expected is None and not bench.forecast.log
+        return
+    assert expected.shape == (3, 1, SHAPE.layers, SHAPE.experts)
+    for chat, topic in enumerate((0, 1, 2)):
+        assert (expected[chat, 0].argmax(-1) // 2 == topic).all()
+    with bench.scheduler.group(["a"], [1]):
+        assert bench.scheduler.expected is None
 
 
 def test_a_token_is_predicted_once_and_told_what_it_used():
