@@ -108,6 +108,10 @@ class AccessDenied(EngineError):
     """The hub wants to know who asks: a gated or private model, or a token it does not accept."""
 
 
+class ClusterFailed(EngineError):
+    """Several machines were to share a job: one of them cannot, or the cluster that joins them does not answer."""
+
+
 class HubUnreachable(EngineError):
     """The hub cannot be asked: no network, offline mode, or it does not answer properly."""
 

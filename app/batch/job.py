@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.batch.lines import BadLine, BatchLine, answer_line, error_line, read_line
 from app.batch.output import BatchOutput
 from engine.errors import EngineClosed, EngineError, InvalidSetting
-from engine.generation.request import BatchPrompt, SamplingSettings
+from engine.generation.request import BatchAnswer, BatchPrompt, SamplingSettings
 
 if TYPE_CHECKING:
     from engine import Engine
@@ -46,12 +46,12 @@ def run_batch(
 
     Raises InvalidSetting when `output` holds answers to another file; EngineError when the engine fails.
     """
-    total, kept = count_lines(source), _check_same_job(source, output)
+    total, kept = count_lines(source), check_same_job(source, output)
     before, scheduled, begun = engine.stats(), engine.scheduler_stats(), time.perf_counter()
-    job = _Job(engine, output, settings)
+    answers = LineAnswers(engine, settings, output.write)
     on_progress("Answering", kept, total)
-    for answer in engine.answer_batch(job.prompts(source, kept)):
-        job.answered(answer.number, answer.ids, answer.reason)
+    for answer in engine.answer_batch(answers.prompts(numbered_lines(source, kept))):
+        answers.answered(answer)
         on_progress("Answering", output.written, total)
     spent, scheduling = engine.stats() - before, engine.scheduler_stats() - scheduled
     return {
@@ -78,34 +78,33 @@ def run_batch(
     }
 
 
-class _Job:
-    """Lines on their way, by the engine's number of each, with their prompt's tokens."""
+class LineAnswers:
+    """Lines on their way through an engine. Their answers, and errors of lines that cannot be asked, go to `write`
+    with the line's number, as soon as they are known."""
 
-    def __init__(self, engine: Engine, output: BatchOutput, settings: BatchSettings) -> None:
-        self._engine, self._output, self._settings = engine, output, settings
-        self._asked: dict[int, tuple[BatchLine, int]] = {}
+    def __init__(self, engine: Engine, settings: BatchSettings, write: Callable[[int, dict[str, Any]], None]) -> None:
+        self._engine, self._settings, self._write = engine, settings, write
+        self._asked: dict[int, tuple[BatchLine, int]] = {}  # by the engine's number; with the prompt's tokens
         self._numbers = itertools.count()
 
-    def prompts(self, source: Path, kept: int) -> Iterator[BatchPrompt]:
-        """What the engine is asked, as it takes them; errors of single lines are written on the way."""
-        for number, text in enumerate(_lines(source)):
-            if number < kept:
-                continue
+    def prompts(self, lines: Iterable[tuple[int, str]]) -> Iterator[BatchPrompt]:
+        """What the engine is asked, as it takes them; `lines` with their numbers."""
+        for number, text in lines:
             line = read_line(number, text, self._settings.max_tokens, self._settings.seed)
             prompt = line if isinstance(line, BadLine) else self._prompt_of(line)
             if isinstance(prompt, BadLine):
-                self._output.write(number, error_line(prompt))
+                self._write(number, error_line(prompt))
             else:
                 yield prompt
 
-    def answered(self, asked: int, ids: list[int], reason: str) -> None:
-        line, prompt_tokens = self._asked.pop(asked)
-        text = self._engine.decode(ids)
-        answer = answer_line(line, self._engine.model_name, text, reason, prompt_tokens, len(ids))
-        self._output.write(line.number, answer)
+    def answered(self, answer: BatchAnswer) -> None:
+        """What the engine gave for one of `prompts`."""
+        line, prompt_tokens = self._asked.pop(answer.number)
+        text = self._engine.decode(answer.ids)
+        row = answer_line(line, self._engine.model_name, text, answer.reason, prompt_tokens, len(answer.ids))
+        self._write(line.number, row)
 
     def _prompt_of(self, line: BatchLine) -> BatchPrompt | BadLine:
-
         try:
             ids = self._engine.encode(line.messages)
             self._engine.check_prompt(ids, line.max_tokens)
@@ -118,8 +117,8 @@ class _Job:
         return BatchPrompt(ids, line.max_tokens, settings)
 
 
-def _check_same_job(source: Path, output: BatchOutput) -> int:
-    """How many answers are there already, each to its line of `source`."""
+def check_same_job(source: Path, output: BatchOutput) -> int:
+    """How many answers are there already, each to its line of `source`. Raises InvalidSetting if they are not."""
     lines, kept = _lines(source), 0
     for custom_id in output.custom_ids():
         text = next(lines, None)
@@ -138,6 +137,11 @@ def _custom_id(text: str) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def numbered_lines(path: Path, first: int) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, from number `first` on. Raises InvalidSetting."""
+    return itertools.islice(enumerate(_lines(path)), first, None)
 
 
 def _lines(path: Path) -> Iterator[str]:

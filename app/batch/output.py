@@ -67,7 +67,9 @@ class BatchOutput:
                 yield custom_id
 
     def write(self, number: int, answer: dict[str, Any]) -> None:
-        """The answer to line `number`. Raises InvalidSetting where the disk does not take it."""
+        """The answer to line `number`; a second is left out. Raises InvalidSetting where the disk does not take it."""
+        if number < self.written or number in self._early:
+            return
         self._early[number] = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
         self.failed += answer["error"] is not None
         while self.written in self._early:

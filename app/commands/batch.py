@@ -2,14 +2,73 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.commands.options import Budget, ContextLength, Device, Link, Model, Policy, Precision
 from app.terminal import INTERRUPTED, AsJson, command, present
 from app.terminal_progress import Progress
+
+if TYPE_CHECKING:
+    from app.batch.job import BatchSettings
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements-ray.txt"
+
+
+class Spread(StrEnum):
+    ROUTES = "routes"
+    ROUND_ROBIN = "round-robin"
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """What was asked of Ray, if anything was; Ray itself is imported only then."""
+
+    address: str | None
+    workers: int | None
+    spread: str | None
+
+    def check(self) -> None:
+        """Raises InvalidSetting where Ray is needed and not there, or not needed and asked about."""
+        from engine.errors import InvalidSetting
+
+        if self.address is None:
+            if self.workers or self.spread:
+                raise InvalidSetting("--workers and --spread are about several engines.", "Use them with --ray.")
+        elif find_spec("ray") is None:
+            raise InvalidSetting(
+                "Ray, which joins several machines, is not installed.",
+                f"Install it with `{sys.executable} -m pip install -r {REQUIREMENTS}`, on every machine.",
+            )
+
+    def run(
+        self,
+        source: Path,
+        target: Path,
+        options: dict[str, Any],
+        settings: BatchSettings,
+        schedule: tuple[Any, ...],
+        on_progress: Progress,
+    ) -> dict[str, Any]:
+        from app.batch.nodes.session import ray_session
+        from app.batch.output import BatchOutput
+
+        assert self.address is not None
+        on_progress("Starting Ray", 0, 0)
+        with (
+            BatchOutput(target) as output,
+            ray_session(self.address, self.workers, options["device"], options["budget"]) as nodes,
+        ):
+            from app.batch.nodes.job import NodesJob, run_batch_on_nodes
+
+            job = NodesJob(nodes, options, self.spread, settings, schedule=schedule)
+            return run_batch_on_nodes(job, source, output, on_progress)
 
 
 @command
@@ -37,6 +96,24 @@ def batch(
     precision: Precision = None,
     device: Device = None,
     context_length: ContextLength = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Several engines, with Ray: "auto" or an address joins a cluster, an engine on each machine; "local" '
+            "is for trying. --budget is then each engine's.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: engines in all.", show_default="one on each machine, 2 local")
+    ] = None,
+    spread: Annotated[
+        Spread | None,
+        typer.Option(
+            help="With --ray: prompts that are expected to use the same experts to one engine, or in turn.",
+            show_default="routes, where a predictor knows them",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answers a file of prompts, several at once. Ctrl-C or a kill lose nothing: the same command goes on."""
@@ -51,7 +128,9 @@ def batch(
         "device": device,
         "context_length": context_length,
     }
-    options = load_settings(given).engine_options()
+    options = load_settings(given).engine_options() | {"batch_size": batch_size}
+    on_ray = OnRay(ray, workers, spread.value if spread else None)
+    on_ray.check()
 
     def work(on_progress: Progress) -> dict[str, Any]:
         from app.batch.job import BatchSettings, count_lines, run_batch
@@ -60,15 +139,17 @@ def batch(
         from engine import Engine
         from engine.scheduling.token_scheduler import SchedulerSettings
 
-        schedule = SchedulerSettings(scheduler, group_size)
+        settings, schedule = BatchSettings(max_tokens, seed), SchedulerSettings(scheduler, group_size)
         count_lines(source)  # a file that cannot be read is told before anything is loaded
+        if on_ray.address:
+            return on_ray.run(source, target, options, settings, (scheduler, group_size), on_progress)
         with (
             BatchOutput(target) as output,
-            Engine.load(**options, batch_size=batch_size, on_progress=on_progress) as engine,
+            Engine.load(**options, on_progress=on_progress) as engine,
             ctrl_c_cancels(engine) as stopped,
         ):
             engine.schedule(schedule)
-            return run_batch(engine, source, output, BatchSettings(max_tokens, seed), on_progress, stopped)
+            return run_batch(engine, source, output, settings, on_progress, stopped)
 
     report = present(work, _show, as_json)
     if report["stopped"]:
@@ -89,11 +170,20 @@ def _show(report: dict[str, Any]) -> None:
         table.add_row("with an error", f"{report['lines_failed']:,}")
     table.add_row("speed", f"{report['tokens_per_second']:.1f} tokens/s, {report['tokens']:,} tokens")
     table.add_row("experts", f"{report['experts_per_token']:.1f} a token, {report['hit_rate']:.0%} were there")
-    table.add_row(
-        "a pass", f"{report['experts_per_step']:.0f} distinct experts, {report['tokens_per_step']:.1f} tokens"
-    )
-    table.add_row("scheduling", f"{report['scheduling_share']:.1%} of the time ({_in_words(report['groupings'])})")
+    if "experts_per_step" in report:
+        table.add_row(
+            "a pass", f"{report['experts_per_step']:.0f} distinct experts, {report['tokens_per_step']:.1f} tokens"
+        )
+        table.add_row("scheduling", f"{report['scheduling_share']:.1%} of the time ({_in_words(report['groupings'])})")
     table.add_row("moved", f"{report['bytes_moved'] / 1e9:.2f} GB")
+    for worker in report.get("workers", ()):
+        table.add_row(
+            f"engine {worker['worker']}",
+            f"{worker['node']}: {worker['lines']:,} lines, {worker['tokens_per_second']:.1f} tokens/s, "
+            f"{worker['hit_rate']:.0%} were there, {worker['bytes_moved'] / 1e9:.2f} GB moved",
+        )
+    if "spread" in report:
+        table.add_row("spread", report["spread"])
     table.add_row("file", report["file"])
     Console().print(table)
     if report["stopped"]:

@@ -1,0 +1,139 @@
+"""A batch on a local Ray: the output of one engine, whoever is killed on the way; nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("ray", reason="Ray, which is optional, is not installed.")
+
+from app.batch.job import BatchSettings, run_batch
+from app.batch.nodes.session import Nodes, ray_session
+from app.batch.output import BatchOutput
+from engine.errors import ClusterFailed, InvalidSetting
+from tests.app.batch_engine import CountingEngine
+from tests.app.counting_worker import run_counting
+from tests.app.test_batch import ROOT, asked, write_source
+from tests.tiny_chat_model import tiny_chat_checkpoint
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """One local cluster for all tests here."""
+    before = set(psutil.Process().children(recursive=True))
+    with ray_session("local", 2, "cpu", "25%") as found:
+        started = set(psutil.Process().children(recursive=True)) - before
+        yield found
+        started |= set(psutil.Process().children(recursive=True)) - before
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left
+
+
+def undisturbed(source: Path, folder: Path) -> bytes:
+    with BatchOutput(folder / "undisturbed.jsonl") as output:
+        run_batch(CountingEngine(), source, output, BatchSettings(max_tokens=8), lambda *_: None)
+    return (folder / "undisturbed.jsonl").read_bytes()
+
+
+def workers() -> list[psutil.Process]:
+    """Of Ray's processes on this machine those that run engines."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.is_running() and "MapWorker" in "".join(child.cmdline())]
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(nodes, tmp_path):
+    source = write_source(tmp_path, 60)
+    expected, killed = undisturbed(source, tmp_path), []
+
+    def kill_one(stage, done, total):
+        if done >= 10 and not killed:
+            killed.append(workers()[0])
+            killed[0].kill()
+
+    report = run_counting(nodes, source, tmp_path / "out.jsonl", 0.02, kill_one)
+    assert killed and (tmp_path / "out.jsonl").read_bytes() == expected
+    assert report["lines"] == report["lines_written"] == 60 and not report["stopped"]
+    assert len(report["workers"]) >= 2 and sum(worker["lines"] for worker in report["workers"]) == 60
+    assert report["tokens"] > 0 and report["spread"] == "round-robin"
+
+
+def test_a_job_killed_in_the_middle_is_gone_on_with(nodes, tmp_path):
+    import ray
+
+    source, target = write_source(tmp_path, 60), tmp_path / "out.jsonl"
+    expected = undisturbed(source, tmp_path)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.app.counting_worker", address, str(source), str(target), "0.05"]
+    job = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while job.poll() is None and not (target.exists() and target.read_bytes().count(b"\n") >= 10):
+        time.sleep(0.05)
+    job.kill()
+    assert job.wait() < 0
+    kept = target.read_bytes()
+    assert expected.startswith(kept[: kept.rfind(b"\n") + 1]) and kept != expected
+    report = run_counting(nodes, source, target, 0.0)
+    assert target.read_bytes() == expected and 10 <= report["lines_kept"] < 60
+
+
+def test_engines_of_a_real_model_answer_as_one_does(nodes, tmp_path):
+    from app.batch.nodes.job import NodesJob, run_batch_on_nodes
+    from engine import Engine
+
+    source = tmp_path / "in.jsonl"
+    lines = [asked(f"{n}", f"Question {n}", temperature=n % 2, max_tokens=6) for n in range(12)]
+    source.write_text("\n".join([*lines, "no json", asked("long", "y" * 5000)]) + "\n")
+    options = {"model": str(tiny_chat_checkpoint()), "budget": "50%", "policy": "lru", "batch_size": 2}
+    with BatchOutput(tmp_path / "one.jsonl") as output, Engine.load(**options) as engine:
+        run_batch(engine, source, output, BatchSettings(), lambda *_: None)
+    with BatchOutput(tmp_path / "two.jsonl") as output:
+        job = NodesJob(nodes, options, None, BatchSettings())
+        report = run_batch_on_nodes(job, source, output, lambda *_: None)
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert report["lines_failed"] == 2 and report["spread"].startswith("round-robin (No predictor")
+    assert 0 < report["hit_rate"] < 1 and report["bytes_moved"] > 0
+
+
+def test_a_machine_without_the_model_is_named(nodes, tmp_path, monkeypatch):
+    from app.batch.nodes.job import told
+    from app.batch.nodes.worker import RESULT, EngineWorker
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the worker sets it for its process
+    worker = EngineWorker(None, {"model": str(tmp_path / "nothing")}, BatchSettings(), 2)
+    (row,) = worker({"id": [0]})
+    with pytest.raises(ClusterFailed, match=f"On {platform.node()}: There is no model"):
+        told(row[RESULT][0])
+
+
+def test_a_file_that_is_done_asks_nobody(tmp_path):
+    source, target = write_source(tmp_path, 3), tmp_path / "out.jsonl"
+    target.write_bytes(undisturbed(source, tmp_path))
+    report = run_counting(Nodes(workers=2, share=2, gpus_each=0), source, target, 0.0)
+    assert report["lines_kept"] == report["lines_written"] == 3 and report["workers"] == []
+
+
+def test_what_a_cluster_has_no_room_for_is_told_at_once(nodes):
+    import ray
+
+    from app.batch.nodes.session import _nodes
+
+    with pytest.raises(InvalidSetting, match="9 workers need 10 processors of the cluster; it offers 3"):
+        _nodes(9, "cpu", "25%")
+    with pytest.raises(InvalidSetting, match="2 workers would share a machine"):
+        _nodes(2, "cpu", "auto")
+    with pytest.raises(InvalidSetting, match="card each; the cluster has 0"):
+        _nodes(2, "cuda", "25%")
+    assert ray.is_initialized()
+
+
+def test_a_cluster_is_joined_from_inside():
+    with pytest.raises(InvalidSetting, match="from outside"), ray_session("ray://else:10001", None, "cpu", "auto"):
+        pass
