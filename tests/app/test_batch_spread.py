@@ -13,7 +13,7 @@ from app.batch.job import BatchSettings
 from app.batch.nodes.feed import PromptFeed
 from app.batch.nodes.feed_actor import ROUTES, FeedActor, FeedPlan
 from app.batch.nodes.report import WorkerTotals
-from app.batch.nodes.spread import ByRoutes, RoundRobin, balanced_groups
+from app.batch.nodes.spread import ByRoutes, RoundRobin
 from engine.routing.predictor_files import own_dir
 from engine.routing.predictors.baselines import PreviousToken
 from engine.routing.predictors.recurrent import export
@@ -92,12 +92,6 @@ def test_a_worker_that_comes_for_one_that_is_gone_takes_its_place():
     old = {text for _, text in feed.take(0, "a")}
     assert {text for _, text in feed.take(1, "b")} != old
     assert {text for _, text in feed.take(2, "successor of a")} == old
-
-
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 10))
-def test_groups_are_of_one_size_within_one(points, number, seed):
-    sizes = np.bincount(balanced_groups(np.random.default_rng(seed).random((points, number))), minlength=number)
-    assert sizes.sum() == points and sizes.max() - sizes.min() <= 1
 
 
 def test_a_prompts_use_is_what_is_expected_over_its_last_tokens():

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import ray
 
 from engine.errors import ClusterFailed, InvalidSetting
 
 LOCAL = "local"
 LOCAL_WORKERS = 2
+START_ATTEMPTS = 3  # on a busy machine Ray's own bound on the start of its processes, seconds, may be too short
 OBJECT_STORE_BYTES = 100 * 2**20  # tickets and answers are small
 READING_CPUS = 1  # beside the workers: what makes tickets
 
@@ -43,15 +45,10 @@ def ray_session(address: str, workers: int | None, device: str, budget: str | in
     try:
         if address == LOCAL:
             workers = workers or LOCAL_WORKERS
-            try:
-                _start_here(workers)
-            except Exception:  # on a busy machine half a minute, which is all Ray waits, may be too short
-                ray.shutdown()
-                _start_here(workers)
+            _start_here(workers)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many kinds
-        ray.shutdown()
         raise _cannot_join(address, error) from error
     try:
         yield _nodes(workers, device, budget)
@@ -70,15 +67,28 @@ def _cannot_join(address: str, error: Exception) -> ClusterFailed:
     )
 
 
-def _start_here(workers: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=workers + READING_CPUS,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+def _start_here(workers: int, attempts: int = START_ATTEMPTS) -> None:
+    """Leaves nothing running when it fails, which Ray itself does not promise."""
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=workers + READING_CPUS,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config={"prestart_worker_first_driver": False},  # idle processes, at the busiest moment
+        )
+    except Exception:
+        ray.shutdown()
+        half_started = set(psutil.Process().children(recursive=True)) - before
+        for process in half_started:
+            process.kill()
+        psutil.wait_procs(half_started)
+        if attempts == 1:
+            raise
+        _start_here(workers, attempts - 1)
 
 
 def _nodes(asked: int | None, device: str, budget: str | int) -> Nodes:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-ROUNDS = 8  # of moving the centres; few hundred points settle sooner
+from engine.scheduling.similar import similar_groups
 
 UseOf = Callable[[int, str], np.ndarray | None]
 
@@ -63,7 +63,10 @@ class ByRoutes:
         if len(known) >= self._places:
             points = np.stack(known)
             self._mean = points.mean(0)
-            self._centres = balanced_centres(_directions(points - self._mean), self._places)
+            points = points - self._mean
+            groups = similar_groups(points > 0, -(-len(points) // self._places), np.random.default_rng(0))
+            means = np.stack([points[group].mean(0) for group in groups])
+            self._centres = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
 
     def place(self, described: np.ndarray | None, waiting: Sequence[int]) -> int:
         if described is None or self._mean is None or self._centres is None:
@@ -73,40 +76,3 @@ class ByRoutes:
             if waiting[place] < self._most_waiting:
                 return int(place)
         return int(np.argmin(waiting))
-
-
-def balanced_centres(directions: np.ndarray, number: int) -> np.ndarray:
-    """float [number, width]: mean directions of as many groups of about the same size; k-means with a bound.
-
-    directions: float [points, width], unit vectors (or zeros), at least `number` of them.
-    """
-    chosen = [0]
-    while len(chosen) < number:  # each begins as far as can be from those before
-        chosen.append(int(np.argmin((directions @ directions[chosen].T).max(1))))
-    centres = directions[chosen]
-    for _ in range(ROUNDS):
-        groups = balanced_groups(directions @ centres.T)
-        centres = _directions(np.stack([directions[groups == group].mean(0) for group in range(number)]))
-    return centres
-
-
-def balanced_groups(nearness: np.ndarray) -> np.ndarray:
-    """int [points]: for each its nearest group that has room, those that care most first; none is left empty.
-
-    nearness: float [points, groups].
-    """
-    points, number = nearness.shape
-    room = np.full(number, points // number)
-    room[: points % number] += 1
-    ordered = np.sort(nearness, axis=1)
-    care = ordered[:, -1] - ordered[:, -2] if number > 1 else ordered[:, -1]
-    groups = np.empty(points, np.int64)
-    for point in np.argsort(-care).tolist():
-        open_ones = np.where(room > 0, nearness[point], -np.inf)
-        groups[point] = group = int(np.argmax(open_ones))
-        room[group] -= 1
-    return groups
-
-
-def _directions(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
