@@ -10,7 +10,7 @@ from engine.hardware.memory_plan import Footprint, MemoryPlan
 
 AUTO = "auto"
 AUTO_CHATS = 4
-LEAST_PART = 20  # the others' keys and values take at most one of so many parts of near memory
+LEAST_PART = 8  # the others' keys and values take at most one of so many parts of near memory
 
 
 def check_beside(beside: int | str) -> None:

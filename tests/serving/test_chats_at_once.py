@@ -25,8 +25,8 @@ def footprint(kv_bytes: int) -> Footprint:
     )
 
 
-@pytest.mark.parametrize(("kv_bytes", "beside"), [(0, 3), (10, 3), (16, 3), (17, 2), (50, 1), (51, 0)])
-def test_the_others_take_at_most_a_twentieth_of_near_memory(kv_bytes, beside):
+@pytest.mark.parametrize(("kv_bytes", "beside"), [(0, 3), (10, 3), (41, 3), (42, 2), (125, 1), (126, 0)])
+def test_the_others_take_at_most_an_eighth_of_near_memory(kv_bytes, beside):
     one = footprint(kv_bytes)
     assert chats_beside("auto", one, lambda: SimpleNamespace(near_bytes_total=1000)) == beside < AUTO_CHATS
     assert with_chats(one, 1 + beside).kv_bytes == (1 + beside) * kv_bytes
