@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("expertflow")
 LONGEST_FILES = (
     "test_browser.py",
     "test_page.py",
+    "test_batch_on_ray.py",
     "test_builtin.py",
     "test_benches.py",
     "test_dense_model.py",
