@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,6 +109,12 @@ def test_a_prompts_use_is_what_is_expected_over_its_last_tokens():
     assert use.shape == (2, 4) and use.min() > 0 and use.max() <= 1
 
 
+def in_a_loop_of_its_own(coroutine):
+    """In another thread: this one may have a browser's loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
 def test_the_feed_asks_the_models_predictor_and_says_what_is_missing(tmp_path, monkeypatch):
     separate_home(tmp_path / "home", monkeypatch)
     source, model = tmp_path / "in.jsonl", str(tiny_chat_checkpoint())
@@ -121,16 +128,16 @@ def test_the_feed_asks_the_models_predictor_and_says_what_is_missing(tmp_path, m
         wrong = await feed.take(2, "c", "elsewhere", "0" * 32)
         return first, other, wrong, await feed.spread()
 
-    first, *_ = asyncio.run(take(ROUTES))
+    first, *_ = in_a_loop_of_its_own(take(ROUTES))
     assert "No predictor" in first.problem[0] and "--spread round-robin" in first.problem[1]
-    first, _, _, words = asyncio.run(take(None))
+    first, _, _, words = in_a_loop_of_its_own(take(None))
     assert len(first.lines) == 4 and words.startswith("round-robin (No predictor")
 
     shape = RoutingShape(2, 4, 2, VOCAB_SIZE)
     network = RecurrentNetwork(shape, RecurrentSizes(hidden_width=0, token_width=8, state_width=8, head_width=8)).eval()
     own_dir().mkdir(parents=True)
     write_predictor(own_dir() / f"{'f' * 32}.safetensors", export(network, np.array([[1.0, 0.0]] * 3), "f" * 32))
-    first, other, wrong, words = asyncio.run(take(None))
+    first, other, wrong, words = in_a_loop_of_its_own(take(None))
     assert words == ROUTES
     assert {number % 2 for number, _ in first.lines} != {number % 2 for number, _ in other.lines[:4] if number < 8}
     assert "on elsewhere has other weights than that on here" in wrong.problem[0]

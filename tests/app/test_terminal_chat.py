@@ -139,7 +139,7 @@ def test_the_handler_is_restored_after_an_error():
 
 def test_the_finish_reason_is_that_of_the_last_event():
     class Cut(FakeEngine):
-        def _answer(self, messages, max_new_tokens):
+        def _answer(self, messages, max_new_tokens, submission):
             yield FakeEvent("a", 5, None)
             yield FakeEvent("", None, "cancelled")
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from engine.cache.policy_choice import PLAIN_POLICIES, PREDICTIVE
 from engine.errors import InvalidSetting
 from engine.hardware.gpu_profiles import profile_named
 from engine.hardware.memory_cgroup import find_memory_group
@@ -176,7 +177,7 @@ def test_prediction_is_simulated_and_measured_on_the_same_answers():
     report = run_bench_prediction(settings, silent)
     json.dumps(report)
     assert report["identical_ids"]
-    assert len(report["runs"]) == 2 * 4
+    assert len(report["runs"]) == 2 * len((*PLAIN_POLICIES, PREDICTIVE))
     for link, stall in (("stall:50%", 0.5), ("stall:25%", 0.25)):
         plain = [run for run in report["runs"] if run["link"] == link and run["policy"] != "predictive"]
         assert min(run["stall_share"] for run in plain) == pytest.approx(stall, abs=0.01)
