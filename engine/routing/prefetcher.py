@@ -9,10 +9,9 @@ import numpy as np
 
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.cost_gate import CostGate
-from engine.routing.expectation import list_least_valued, list_likely
+from engine.routing.expectation import list_likely
 from engine.routing.forecast import Forecast
-
-MOST_VICTIMS = 16  # listed at a time
+from engine.routing.victims import Victims
 
 
 class Guess(NamedTuple):
@@ -52,11 +51,11 @@ class Prefetcher:
         self._urgency = np.exp(-np.arange(2 * layers, dtype=np.float32) / layers).reshape(2, layers)
         self._places = np.zeros(2 * layers * self._experts, np.int64)  # scratch
         self._plan: list[int] = []  # flat places, the first to load last
-        self._victims: list[int] = []  # flat places, the least valued last
-        self._outdated = False  # both lists: they are made anew when somebody asks
+        self._outdated = False  # plan and victims: they are listed anew when somebody asks
         self._value = forecast.value.reshape(-1)
         self._now, self._next = forecast.now.reshape(-1), forecast.next.reshape(-1)
         self._keys = [ExpertKey(*divmod(place, self._experts)) for place in range(layers * self._experts)]
+        self._victims = Victims(self._value, absent, self._keys)
         self._corrects: bool | None = None  # whether the plan may hold corrections; None: not asked yet
         self._unreadable: set[ExpertKey] = set()  # in this step
 
@@ -108,7 +107,7 @@ class Prefetcher:
             place = plan[-1]
             key = self._keys[place]
             if self._absent.item(place) and key not in self._unreadable and self._chance(place) >= self._least:
-                victim = -1 if free_slot else self._weakest(blocked)
+                victim = -1 if free_slot else self._victims.weakest(blocked)
                 if victim is None:
                     return None
                 if victim < 0 or value(place) > value(victim) + self._margin:
@@ -139,26 +138,8 @@ class Prefetcher:
         self._outdated = False
         count = list_likely(forecast.now, forecast.next, self._absent, self._urgency, np.float32(self._least), places)
         self._plan = places[:count].tolist()
-        self._victims.clear()
+        self._victims.outdated()
         self._corrects = None
-
-    def _weakest(self, blocked: Container[ExpertKey]) -> int | None:
-        """The least valued place that has a slot and is not blocked."""
-        known = self._first_evictable(blocked)
-        if known is None:
-            scratch = self._places[:MOST_VICTIMS]
-            self._victims = scratch[: list_least_valued(self._value, self._absent, scratch)].tolist()
-            known = self._first_evictable(blocked)
-        return known
-
-    def _first_evictable(self, blocked: Container[ExpertKey]) -> int | None:
-        victims, absent = self._victims, self._absent.item
-        while victims and absent(victims[-1]):
-            victims.pop()
-        for place in reversed(victims):
-            if not absent(place) and self._keys[place] not in blocked:
-                return place
-        return None
 
     def _chance(self, place: int) -> float:
         """Forecast.chance."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.cost_gate import CostGate
-from engine.routing.expectation import list_least_valued
-from engine.routing.prefetcher import MOST_VICTIMS, Guess
+from engine.routing.prefetcher import Guess
 from engine.routing.touching import list_due
+from engine.routing.victims import Victims
 from engine.routing.wave_forecast import WaveForecast
 
 MOST_PLANNED = 64
@@ -37,13 +37,14 @@ class WavePrefetcher:
     ) -> None:
         self._forecast, self._absent, self._gated = forecast, absent, gated
         self._least, self._margin = least, margin
-        self._experts = forecast.due.shape[1]
         self._value = forecast.value.reshape(-1)
         self._due = forecast.due.reshape(-1)
-        self._places = np.zeros(max(MOST_PLANNED, MOST_VICTIMS), np.int64)  # scratch
+        self._places = np.zeros(MOST_PLANNED, np.int64)  # scratch
         self._plan: list[int] = []  # flat places, the first to load last
-        self._victims: list[int] = []  # flat places, the least valued last
-        self._outdated = False  # both lists: they are made anew when somebody asks
+        layers, experts = forecast.due.shape
+        self._keys = [ExpertKey(*divmod(place, experts)) for place in range(layers * experts)]
+        self._victims = Victims(self._value, absent, self._keys)
+        self._outdated = False  # plan and victims: they are listed anew when somebody asks
         self._unreadable: set[ExpertKey] = set()  # in this pass
         self._gates: dict[int, CostGate] = {}
         self._gate: CostGate | None = None  # of the pass in progress
@@ -94,14 +95,14 @@ class WavePrefetcher:
             self._replan()
         while self._plan:
             place = self._plan[-1]
-            key = self._key(place)
+            key = self._keys[place]
             if self._absent[place] and key not in self._unreadable and self._due[place] >= self._least:
-                victim = -1 if free_slot else self._weakest(blocked)
+                victim = -1 if free_slot else self._victims.weakest(blocked)
                 if victim is None:
                     return None
                 if victim < 0 or self._value[place] > self._value[victim] + self._margin:
                     corrects = self._forecast.was_unlikely(key, self._least)
-                    return Guess(key, self._key(victim) if victim >= 0 else None, corrects)
+                    return Guess(key, self._keys[victim] if victim >= 0 else None, corrects)
             self._plan.pop()
         return None
 
@@ -119,24 +120,7 @@ class WavePrefetcher:
 
     def _replan(self) -> None:
         self._outdated = False
-        scratch, first = self._places[:MOST_PLANNED], self._forecast.next_layer
+        scratch, first = self._places, self._forecast.next_layer
         count = list_due(self._forecast.due, self._absent, first, np.float32(self._least), scratch)
         self._plan = scratch[:count].tolist()
-        self._victims.clear()
-
-    def _weakest(self, blocked: Container[ExpertKey]) -> int | None:
-        """The least valued place that has a slot and is not blocked."""
-        known = self._first_evictable(blocked)
-        if known is None:
-            scratch = self._places[:MOST_VICTIMS]
-            self._victims = scratch[: list_least_valued(self._value, self._absent, scratch)].tolist()
-            known = self._first_evictable(blocked)
-        return known
-
-    def _first_evictable(self, blocked: Container[ExpertKey]) -> int | None:
-        while self._victims and self._absent[self._victims[-1]]:
-            self._victims.pop()
-        return next((v for v in reversed(self._victims) if not self._absent[v] and self._key(v) not in blocked), None)
-
-    def _key(self, place: int) -> ExpertKey:
-        return ExpertKey(*divmod(place, self._experts))
+        self._victims.outdated()

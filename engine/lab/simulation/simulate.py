@@ -53,6 +53,18 @@ class SimulatedRun:
         names = ("bytes_demand", "bytes_correction", "bytes_prefetch_used", "bytes_prefetch_wasted")
         return sum(self.counters[name] for name in names) + int(self.counters["bytes_prefetch_pending"])
 
+    def facts(self) -> dict[str, Any]:
+        """What every report says of a run."""
+        return {
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "hit_rate": self.hit_rate,
+            "late_rate": self.counters["late"] / max(self.counters["activations"], 1),
+            "stall_share": self.stall_share,
+            "bytes_per_token": self.bytes_moved / max(self.tokens, 1),
+            "bytes_prefetch_wasted": self.counters["bytes_prefetch_wasted"],
+        }
+
 
 class Simulator:
     """The engine's cache, policies and prefetcher over virtual transfers; keeps its content between traces."""

@@ -124,11 +124,5 @@ def _facts(run: SimulatedRun, chats: int, policy: str, share: float, speed: Emul
         "policy": policy,
         "budget": f"{share:.0%}",
         "link_bytes_per_second": speed.bytes_per_second,
-        "tokens": run.tokens,
-        "tokens_per_second": run.tokens_per_second,
-        "hit_rate": run.hit_rate,
-        "late_rate": run.counters["late"] / max(run.counters["activations"], 1),
-        "stall_share": run.stall_share,
-        "bytes_per_token": run.bytes_moved / max(run.tokens, 1),
-        "bytes_prefetch_wasted": run.counters["bytes_prefetch_wasted"],
+        **run.facts(),
     }
