@@ -92,6 +92,7 @@ class ExpertCache:
         self._slot_ids = 0
         self._use_counts = np.zeros((len(experts_per_layer), max(experts_per_layer)), np.int64)
         self._direct: DirectUse | None = None  # from when somebody asks for addresses
+        self._never = np.zeros(len(experts_per_layer), np.bool_)
         with self._lock:
             self._add_slots(slots)
 
@@ -108,6 +109,13 @@ class ExpertCache:
     @property
     def _foresees_this_pass(self) -> bool:
         return self._can_foresee and self._waves is not None and self._waves.in_joint_pass and self._waves.on
+
+    @property
+    def _foretold(self) -> Prefetcher | None:
+        """Who foresees the step in progress, where it reads one chat's token and is predicted."""
+        joint = self._waves is not None and self._waves.in_joint_pass
+        prefetcher = self._prefetcher
+        return prefetcher if self._can_foresee and not joint and prefetcher is not None and prefetcher.on else None
 
     @property
     def _misses_something(self) -> bool:
@@ -128,7 +136,7 @@ class ExpertCache:
                     self._waves.other_step()
                 self._speculation.prefetcher, self._foreseen_rows = self._prefetcher, 0
                 self._prefetcher.begin_step()
-                self._speculation.pump()
+                self._speculation.pump()  # nothing is computed yet: there is nothing to guard
                 self._counters.prediction_seconds += time.perf_counter() - asked
 
     def begin_joint_step(self, expected: np.ndarray | None = None) -> None:
@@ -160,13 +168,8 @@ class ExpertCache:
             ids = np.asarray(top_k_index).reshape(-1)
             self._rows = np.bincount(ids[ids >= 0], minlength=self._experts_per_layer[layer])
         elif self._can_foresee and self._speculation is not None:
-            began = time.perf_counter()
-            rows = self._foreseen_rows
-            routing = layer, hidden, np.asarray(top_k_index)[rows], np.asarray(top_k_weights)[rows]
-            with self._lock:
-                self._transfers.settle()  # whatever followed an arrival was decided without knowing this
-                self._speculation.routing = routing
-                self._counters.prediction_seconds += time.perf_counter() - began
+            rows = self._foreseen_rows  # `acquire` will take them into account
+            self._speculation.routing = layer, hidden, np.asarray(top_k_index)[rows], np.asarray(top_k_weights)[rows]
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Starts loading what is missing of these distinct experts. Returns a lease that hands them out as they
@@ -177,8 +180,9 @@ class ExpertCache:
             raise Cancelled
         with self._lock:
             self._raise_if_closed()
-            self._transfers.settle()
+            self._transfers.settle()  # whatever followed an arrival was decided without knowing this layer's routing
             self._count_direct_use()
+            self._guard_from(layer)
             lease = Lease(self, keys)
             self._classify(keys)
             if self._phase is Phase.PREFILL:
@@ -196,12 +200,13 @@ class ExpertCache:
 
     def addresses(self) -> np.ndarray | None:
         """int64 [layers, experts]: where experts lie that may be computed with in this decoding step without being
-        acquired; 0 for all others. It changes with residency, and only `acquire` makes anybody leave. None while that
-        is not so: where guesses take slots from others, and where the link has to be told what is computed with.
+        acquired; 0 for all others. It changes with residency. Nobody of a layer up to the next one that pauses leaves
+        but by `acquire` or `routed`: guesses, which may be loaded meanwhile, take no slots there. None where a joint
+        pass is foreseen, or the link has to be told what is computed with.
         """
         with self._lock:
             self._raise_if_closed()
-            if self._link.tells_release or self.foresees or self._foresees_this_pass:
+            if self._link.tells_release or self._foresees_this_pass:
                 return None
             if self._direct is None:
                 self._direct = DirectUse(self._use_counts)
@@ -211,9 +216,33 @@ class ExpertCache:
             self._transfers.settle()
             return self._direct.addresses
 
-    def computed(self, first: int, told: Sequence[tuple[Any, Any, Any]], experts: np.ndarray) -> None:
+    def pauses(self) -> np.ndarray:
+        """bool [layers]: of which layers' routing `routed` wants to be told in this step before they are computed."""
+        foretold = self._foretold
+        return self._never if foretold is None else foretold.pauses
+
+    def routed(self, layer: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """`layer`, which pauses, has been routed: what its router saw, [width], and its experts and weights, [top k].
+
+        What was foreseen is corrected. Until `acquire` or the next `routed` nobody leaves of the layers up to the next
+        one that pauses.
+        """
+        began = time.perf_counter()
+        hidden, experts, weights = rows
+        with self._lock:
+            self._raise_if_closed()
+            self._transfers.settle()
+            self._guard_from(layer)
+            assert self._speculation is not None
+            self._speculation.routing = layer, hidden, experts, weights
+            self._counters.bytes_prefetch_cancelled += self._speculation.correct()
+            self._counters.prediction_seconds += time.perf_counter() - began
+
+    def computed(
+        self, first: int, told: Sequence[tuple[Any, Any, Any]], experts: np.ndarray, weights: np.ndarray
+    ) -> None:
         """Layers `first`, `first` + 1, ... were computed with experts at their addresses: what `observe` would have
-        been told of each, and their ids, [layers, top k]. Each counts as a hit.
+        been told of each, and their ids and weights, [layers, top k]. Each counts as a hit.
         """
         if self._on_routing is not None:
             for layer, of_layer in enumerate(told, first):
@@ -221,6 +250,8 @@ class ExpertCache:
         with self._lock:
             assert self._direct is not None
             self._direct.used(first, experts)
+            if (foretold := self._foretold) is not None:
+                foretold.passed(first, experts, weights)
 
     def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:
         """The next steps process `tokens` rows at once: stream experts, reading ahead if most will be needed.
@@ -243,6 +274,7 @@ class ExpertCache:
     def step_ended(self) -> None:
         """One token is done: policies that know time take note."""
         with self._lock:
+            self._residency.guard(range(0))
             if self._direct is not None and self._direct.is_waiting:
                 self._direct.step_ended()
                 if self._direct.is_full:
@@ -517,6 +549,11 @@ class ExpertCache:
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
+    def _guard_from(self, layer: int) -> None:
+        """Layers up to the next pause may be computed without being acquired."""
+        if self._direct is not None and (foretold := self._foretold) is not None:
+            self._residency.guard(foretold.until_pause[layer])
+
     def _count_direct_use(self) -> None:
         if self._direct is not None and self._direct.is_waiting:
             policy = self._residency.policy
@@ -545,6 +582,8 @@ class ExpertCache:
             if self._direct is not None:
                 self._direct.addresses[key] = 0
             self._stream.evicted(key)
+            if key in self._unread:
+                self._count_direct_use()  # perhaps it was read
             if key in self._unread:
                 self._unread.discard(key)
                 self._counters.bytes_prefetch_wasted += self._link.transfer_bytes(key)

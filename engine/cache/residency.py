@@ -12,6 +12,9 @@ class Residency:
     """Slot accounting: every slot is free, filling or resident; a pinned or filling one is never evicted.
 
     Slots are opaque ids. `reserve` -> (`publish` | `abort`) is the life of a load; `pin`/`unpin` nest.
+
+    `blocked`: who must not be evicted; `blocked_for_guesses`: nor for a load on a guess, which may happen while experts
+    of guarded layers are computed with that nobody pins.
     """
 
     def __init__(self, policy: EvictionPolicy) -> None:
@@ -21,6 +24,7 @@ class Residency:
         self._filling: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
         self.blocked: Container[ExpertKey] = _Blocked(self._pins, self._filling)  # in use or being filled
+        self.blocked_for_guesses = _BlockedOrGuarded(self.blocked)
         self.evicted: list[ExpertKey] = []  # drained by the owner, which knows what an eviction costs
 
     def __len__(self) -> int:
@@ -28,6 +32,10 @@ class Residency:
 
     def __iter__(self) -> Iterator[ExpertKey]:
         return iter(self._slot_of)
+
+    def guard(self, layers: range) -> None:
+        """From now on these layers are guarded, and no others."""
+        self.blocked_for_guesses.guarded = layers
 
     @property
     def slots(self) -> int:
@@ -131,3 +139,13 @@ class _Blocked:
 
     def __contains__(self, key: object) -> bool:
         return key in self._pins or key in self._filling
+
+
+class _BlockedOrGuarded:
+    def __init__(self, blocked: Container[ExpertKey]) -> None:
+        self._blocked = blocked
+        self.guarded = range(0)
+
+    def __contains__(self, key: object) -> bool:
+        assert isinstance(key, tuple)
+        return key[0] in self.guarded or key in self._blocked

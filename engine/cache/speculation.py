@@ -43,7 +43,7 @@ class Speculation:
         while (most := self._room()) is not None:
             if most is Priority.CORRECTION and not self.prefetcher.may_correct():
                 return
-            guess = self.prefetcher.next(self._residency.free_slots > 0, self._residency.blocked)
+            guess = self.prefetcher.next(self._residency.free_slots > 0, self._residency.blocked_for_guesses)
             origin = Priority.CORRECTION if guess is not None and guess.corrects else Priority.PREFETCH
             if guess is None or origin > most:
                 return

@@ -53,12 +53,12 @@ class EmulatedSpeed:
 
 
 class TimedLink(Link):
-    """One wire of a stated speed. Transfers use it one after another, chunk by chunk; latency delays an arrival but
-    does not occupy the wire.
+    """One wire of a stated speed. Transfers use it one after another; a more urgent one has to wait until the chunk on
+    the wire is through. Latency delays an arrival but does not occupy the wire.
     """
 
     readers = 1
-    chunk_bytes = 1 << 20
+    chunk_bytes = 1 << 18  # a card's copy engine reaches its full speed with less
     speed: EmulatedSpeed
 
     @property
@@ -83,7 +83,9 @@ class TimedLink(Link):
 
 
 class TimedTransfers(TransferQueue):
-    """Chunks one after another, as events on a clock."""
+    """Transfers one after another, as events on a clock. What is moved on a guess is in chunks only when something more
+    urgent wants the wire: every event takes the computation's time.
+    """
 
     def __init__(
         self, link: TimedLink, lock: threading.Lock, on_moved: OnMoved, on_arrival: OnTransfer, on_failure: OnTransfer
@@ -93,6 +95,7 @@ class TimedTransfers(TransferQueue):
         self._speed = link.speed
         self._wire_free_at = 0.0
         self._on_wire: tuple[float, Chunk] | None = None  # and when it will be off it
+        self._began = 0.0  # when what is on the wire was put there
         self._landing: deque[tuple[float, Transfer]] = deque()  # off the wire, not there yet; in order of time
         self._ended = 0
         self._closed = False
@@ -140,13 +143,35 @@ class TimedTransfers(TransferQueue):
             return self._landing[0][0]
         return None if self._on_wire is None else self._on_wire[0]
 
+    def _push(self, transfer: Transfer) -> None:
+        if self._on_wire is not None:
+            self._cut_short(self._on_wire[1], transfer)
+        super()._push(transfer)
+
     def _work_queued(self) -> None:
-        """A chunk that was waiting begins the moment the wire is free, however late that is noticed."""
+        """What was waiting begins the moment the wire is free, however late that is noticed."""
         if self._on_wire is None and (chunk := self._claim()) is not None:
             transfer, start, stop = chunk
-            begin = max(self._wire_free_at, transfer.submitted_at)
-            self._wire_free_at = begin + (stop - start) / self._speed.bytes_per_second
-            self._on_wire = self._wire_free_at, chunk
+            self._began = max(self._wire_free_at, transfer.submitted_at)
+            self._put_on_wire(transfer, start, stop)
+
+    def _put_on_wire(self, transfer: Transfer, start: int, stop: int) -> None:
+        self._wire_free_at = self._began + (stop - start) / self._speed.bytes_per_second
+        self._on_wire = self._wire_free_at, (transfer, start, stop)
+
+    def _chunk_bytes(self, transfer: Transfer) -> int:
+        return transfer.total_bytes
+
+    def _cut_short(self, chunk: Chunk, urgent: Transfer) -> None:
+        """The transfer on the wire goes no further than the chunk that it is in, where `urgent` is more urgent."""
+        transfer, start, stop = chunk
+        if transfer.priority <= urgent.priority or transfer is urgent:
+            return
+        moved = max(self.now() - self._began, 0.0) * self._speed.bytes_per_second
+        through = start + (int(moved) // self._link.chunk_bytes + 1) * self._link.chunk_bytes
+        if through < stop:
+            transfer.claimed_bytes = through
+            self._put_on_wire(transfer, start, through)
 
     def _end(self, transfer: Transfer) -> None:
         self._ended += 1

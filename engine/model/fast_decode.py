@@ -98,18 +98,24 @@ class FastDecoder:
     def _run_joined(
         self, joined: JoinedLayers, addresses: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        """All layers: those in one call that it can compute, then one whose experts have to be acquired, and so on."""
-        assert self._addressed is not None
-        first, count, rows = 0, len(self._layers), self._rows
+        """All layers: those in one call that it can compute, then one whose experts have to be acquired or of whose
+        routing somebody is told, and so on.
+        """
+        addressed, residual, rows = self._addressed, self._residual, self._rows
+        assert addressed is not None
+        first, is_routed, count, pauses = 0, False, len(self._layers), addressed.pauses()
         while first < count:
-            stop = joined.run(first, self._residual, position, cos, sin, addresses)
+            stop, misses = joined.run(first, is_routed, pauses, residual, position, cos, sin, addresses)
             if stop > first:
-                self._addressed.computed(first, rows.told[first:stop], rows.ids[first:stop])
-            if stop < count:
+                addressed.computed(first, rows.told[first:stop], rows.ids[first:stop], rows.weights[first:stop])
+            first, is_routed = stop, stop < count and not misses
+            if is_routed:
+                addressed.routed(stop, rows.of_layer[stop])
+            elif misses:
                 mlp = self._layers[stop][1]
                 assert isinstance(mlp, _Moe)
-                mlp.add_routed_to(self._residual)
-            first = stop + 1
+                mlp.add_routed_to(residual)
+                first = stop + 1
 
     def _join_layers(self) -> JoinedLayers | None:
         """Known after a first step: where parameters lie in a slot. None where layers differ."""

@@ -16,6 +16,8 @@ import torch
 
 Told = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a router saw [1, width], the ids it chose and their weights [1, top_k]."""
+RowsOfLayer = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The same as arrays, without the row: [width], [top_k], [top_k]."""
 
 
 @runtime_checkable
@@ -24,12 +26,20 @@ class AddressedExperts(Protocol):
 
     def addresses(self) -> np.ndarray | None:
         """int64 [layers, experts], for one decoding step: of the first byte of each expert that stays where it is
-        until another one is acquired, 0 for all others; kept up to date meanwhile. None: acquire every layer.
+        until another one is acquired or a layer is `routed`, 0 for all others; kept up to date meanwhile. None: acquire
+        every layer.
         """
 
-    def computed(self, first: int, told: Sequence[Told], experts: np.ndarray) -> None:
+    def pauses(self) -> np.ndarray:
+        """bool [layers], for the same step: the layers of which `routed` wants to be told."""
+
+    def routed(self, layer: int, rows: RowsOfLayer) -> None:
+        """`layer`, at which the step pauses, has been routed, and all its experts have addresses and keep them."""
+
+    def computed(self, first: int, told: Sequence[Told], experts: np.ndarray, weights: np.ndarray) -> None:
         """Layers `first`, `first` + 1, ... were computed with experts at their addresses, not acquired: what `observe`
-        would have been told of each of them, and their ids, int64 [layers, top_k]. The next step uses the memory again.
+        would have been told of each of them, their ids, int64, and weights, float32 [layers, top_k]. The next step uses
+        the memory again.
         """
 
 
@@ -42,6 +52,7 @@ class RoutedRows:
         self.weights = np.empty((layers, top_k), np.float32)
         views = [torch.from_numpy(array)[:, None] for array in (self.x, self.ids, self.weights)]
         self.told: list[Told] = list(zip(*views, strict=True))
+        self.of_layer: list[RowsOfLayer] = list(zip(self.x, self.ids, self.weights, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +121,21 @@ class JoinedLayers:
     def run(
         self,
         first: int,
+        is_routed: bool,
+        pauses: np.ndarray,
         residual: np.ndarray,
         position: int,
         cos: np.ndarray,
         sin: np.ndarray,
         addresses: np.ndarray,
-    ) -> int:
-        """`residual` goes through layer `first` and those after it, up to one of whose experts an address is missing:
-        that is routed and returned. The number of layers when none is.
+    ) -> tuple[int, bool]:
+        """`residual` goes through layer `first` (`is_routed`: only through its experts) and those after it, up to one
+        that pauses or of whose experts an address is missing: that is routed and returned; the number of layers when
+        there is none. Also whether an address is missing.
         """
-        kernel = self._kernel
-        return int(kernel(first, residual, position, cos, sin, addresses, *self._weights, *self._rows, *self._scratch))
+        arguments = (first, is_routed, pauses, residual, position, cos, sin, addresses)
+        reached = int(self._kernel(*arguments, *self._weights, *self._rows, *self._scratch))
+        return (reached, False) if reached >= 0 else (~reached, True)
 
 
 def _kind(layer: LayerArrays) -> tuple[Any, ...]:

@@ -29,10 +29,10 @@ class RouterCorrection:
     def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
         """float32 [layers ahead, experts]: probabilities for layers layer+1, ..., fewer at the end of the model.
 
-        hidden: float32 [1, width], what the router of `layer` saw; stage1: [layers, experts]. The array is
+        hidden: float32 [width] or [1, width], what the router of `layer` saw; stage1: [layers, experts]. The array is
         overwritten by the next call.
         """
-        x = np.asarray(hidden)
+        x = np.asarray(hidden).reshape(1, -1)
         if self._compiled is None or layer == self._lookahead.layers - 1:
             found = self._lookahead.probabilities(layer, x, self._reach(layer))[0]
             return self._blend(layer, stage1, found)

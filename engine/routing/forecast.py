@@ -81,6 +81,11 @@ class Forecast:
         self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
         self.recall_before_step, self.recall_before_layer = LiveRecall(layers), LiveRecall(layers)
         self._routed = -1  # the last layer whose routing is known
+        self._correcting = range(0, layers, CORRECTED_EVERY)
+        self.pauses = np.array(
+            [layer in self._correcting or (readout is not None and layer in readout) for layer in range(layers)]
+        )
+        """bool [layers]: whose routing says more than itself."""
         self._steps = 0  # done
 
     def follow(self, predictor: RoutingPredictor) -> None:
@@ -99,22 +104,31 @@ class Forecast:
         self._routed = -1
         self._revalue()
 
-    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> bool:
-        """The real routing of `layer`, [top k] each, and what its router saw. True when more is known than that."""
-        self._experts[layer] = experts
-        self._weights[layer] = weights
+    def passed(self, first: int, experts: np.ndarray, weights: np.ndarray) -> None:
+        """The real routing of layers `first`, `first` + 1, ..., [layers, top k] each, which is all that is made of it.
+        Layers whose routing was known are skipped.
+        """
+        known = max(self._routed + 1 - first, 0)
+        begin, end = first + known, first + len(experts)
+        if begin >= end:
+            return
+        self._experts[begin:end], self._weights[begin:end] = experts[known:], weights[known:]
         if self._is_counted:
-            self._before_routing[layer] = self.now[layer]
-        self.now[layer] = 0
-        self._routed = layer
-        corrects = layer % CORRECTED_EVERY == 0
-        reads = self._readout is not None and layer in self._readout
-        if not (corrects or reads):
+            self._before_routing[begin:end] = self.now[begin:end]
+        self.now[begin:end] = 0
+        self._routed = end - 1
+
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> bool:
+        """The real routing of `layer`, [top k] each, and what its router saw, [width] or [1, width]. True when more is
+        known than that.
+        """
+        self.passed(layer, experts[None], weights[None])
+        if not self.pauses[layer]:
             return False
-        if corrects and self._correction is not None and hidden is not None:
+        if layer in self._correcting and self._correction is not None and hidden is not None:
             ahead = self._correction.ahead(layer, hidden, self._stage1)
             self.now[layer + 1 : layer + 1 + len(ahead)] = ahead
-        if reads and self._readout is not None and hidden is not None:
+        if self._readout is not None and layer in self._readout and hidden is not None:
             self._expect_next(self._readout.at(layer, hidden, self._rows[1]))
         self._revalue()
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ class Prefetcher:
         self._least, self._margin = least, margin
         layers, self._experts = forecast.now.shape
         self._urgency = np.exp(-np.arange(2 * layers, dtype=np.float32) / layers).reshape(2, layers)
+        pauses = [*np.flatnonzero(forecast.pauses).tolist(), layers]
+        self._until_pause = [range(layer, next(pause for pause in pauses if pause > layer)) for layer in range(layers)]
         self._places = np.zeros(2 * layers * self._experts, np.int64)  # scratch
         self._plan: list[int] = []  # flat places, the first to load last
         self._outdated = False  # plan and victims: they are listed anew when somebody asks
@@ -75,6 +77,21 @@ class Prefetcher:
         if self.on:
             self._forecast.begin_step()
             self._outdated = True
+
+    @property
+    def pauses(self) -> np.ndarray:
+        """bool [layers]: whose routing says more than itself."""
+        return self._forecast.pauses
+
+    @property
+    def until_pause(self) -> Sequence[range]:
+        """For each layer: it and those after it, up to the next one that pauses."""
+        return self._until_pause
+
+    def passed(self, first: int, experts: np.ndarray, weights: np.ndarray) -> None:
+        """The real routing of layers `first`, ..., as Forecast takes it."""
+        if self.on:
+            self._forecast.passed(first, experts, weights)
 
     def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
         """The real routing of `layer`; hidden, experts, weights as Forecast takes them."""

@@ -42,7 +42,7 @@ def direct_step(cache: ExpertCache, link: MemoryLink, routing: list[list[int]]) 
                 assert (where[addresses[layer, expert]] == tag(ExpertKey(layer, expert))).all()
             continue
         if run:
-            cache.computed(layer - len(run), [], np.array(run))
+            cache.computed(layer - len(run), [], np.array(run), np.zeros((len(run), TOP_K), np.float32))
             run = []
         if experts is not None:
             use(cache, layer, experts)
@@ -85,7 +85,7 @@ def test_the_listener_hears_of_each_layer():
     assert not cache.addresses().any()
     use(cache, 1, [0, 1])
     assert np.flatnonzero(cache.addresses()).tolist() == [EXPERTS, EXPERTS + 1]
-    cache.computed(1, [("hidden", "ids", "weights")], np.array([[0, 1]]))
+    cache.computed(1, [("hidden", "ids", "weights")], np.array([[0, 1]]), np.zeros((1, TOP_K), np.float32))
     assert heard == [(1, "hidden", "ids", "weights")]
     assert (cache.counters()["hits"], cache.counters()["activations"]) == (2, 4)
     cache.close()

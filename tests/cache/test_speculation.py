@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 from hypothesis import given, settings
@@ -50,6 +51,77 @@ def decode_layers(cache: ExpertCache, token: list[list[int]]) -> None:
                     seen.append(expert)
         assert sorted(seen) == sorted(experts)
     cache.step_ended()
+
+
+def decode_joined(cache: ExpertCache, link: MemoryLink, token: list[list[int]]) -> None:
+    """One token as the decoding fast path reads it: nobody is asked for layers whose experts all have addresses."""
+    cache.begin_step(0)
+    addresses, pauses = cache.addresses(), cache.pauses()
+    assert addresses is not None
+    arrays = {array.ctypes.data: array for array in link.slots.values()}
+    shares, begun = np.full((LAYERS, TOP_K), 0.5, np.float32), 0
+
+    def tell(stop: int) -> None:
+        if stop > begun:
+            cache.computed(begun, [], np.array(token[begun:stop]), shares[begun:stop])
+
+    for layer, experts in enumerate(token):
+        if not addresses[layer, experts].all():
+            tell(layer)
+            begun = layer + 1
+            cache.observe(layer, np.zeros((1, 1), np.float32), np.array([experts]), shares[:1])
+            with cache.acquire(layer, experts) as lease:
+                while batch := lease.next_batch():
+                    for expert, weights in batch:
+                        assert (weights.tensors["weight"] == tag(ExpertKey(layer, expert))).all()
+            continue
+        if pauses[layer]:
+            tell(layer)
+            begun = layer
+            cache.routed(layer, (np.zeros(1, np.float32), np.array(experts), shares[0]))
+        for expert in experts:
+            time.sleep(0.0003)  # guesses arrive meanwhile, and others are loaded
+            assert (arrays[int(addresses[layer, expert])] == tag(ExpertKey(layer, expert))).all()
+    tell(LAYERS)
+    cache.step_ended()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(chosen, min_size=2, max_size=6), st.integers(4, LAYERS * EXPERTS - 1), st.integers(0, 1000))
+def test_who_is_computed_with_where_it_lies_stays_there_whatever_is_guessed(tokens, slots, seed):
+    link = MemoryLink(delay_seconds=0.0002)
+    cache = make_cache(link, slots, np.random.default_rng(seed).random((2, LAYERS, EXPERTS)), least=0.1, margin=0.0)
+    try:
+        for token in tokens:
+            decode_joined(cache, link, token)
+            cache.check()
+        counted = cache.counters()
+        assert counted["activations"] == len(tokens) * LAYERS * TOP_K
+        assert cache.use_counts().sum() == counted["activations"]
+        assert counted["bytes_prefetch_pending"] >= 0
+    finally:
+        cache.close()
+
+
+def test_a_guess_that_was_read_without_being_acquired_is_used_though_it_leaves_at_once():
+    link, guesses = MemoryLink(), np.zeros((1, LAYERS, EXPERTS), np.float32)
+    guesses[0, 1, [4, 5]] = 0.9
+    cache = make_cache(link, 2, guesses)
+    try:
+        cache.begin_step(0)
+        deadline = time.monotonic() + 10
+        while (cache.residency_map()[1] == 2).sum() < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        token = [[0, 1], [4, 5], [0, 1], [0, 1]]
+        assert cache.addresses() is not None and cache.addresses()[1, [4, 5]].all()
+        cache.computed(1, [], np.array(token[1:2]), np.full((1, TOP_K), 0.5, np.float32))
+        with cache.acquire(2, [0, 1]) as lease:  # both slots change hands
+            while lease.next_batch():
+                pass
+        counted = cache.counters()
+        assert counted["bytes_prefetch_used"] == 2 * EXPERT_BYTES and counted["bytes_prefetch_wasted"] == 0
+    finally:
+        cache.close()
 
 
 @settings(max_examples=60)

@@ -15,10 +15,13 @@ PROMPT, STEPS = 10, 12
 
 
 class Addressed(ResidentExperts):
-    """Tells the addresses of all experts but a random few, others in each step."""
+    """Tells the addresses of all experts but a random few, others in each step; `every` so many layers it pauses, and
+    then takes away the addresses of what was computed with."""
 
-    def __init__(self, model, missing: float) -> None:
+    def __init__(self, model, missing: float, every: int = 0) -> None:
         super().__init__(find_experts(model))
+        self._pauses = np.array([every > 0 and layer % every == 0 for layer in range(len(self._layers))])
+        self.paused: list[int] = []
         self._all = np.array([[expert.address for expert in layer] for layer in self._layers])
         self._random, self._missing = np.random.default_rng(0), missing
         self.acquired: list[int] = []
@@ -26,7 +29,17 @@ class Addressed(ResidentExperts):
         self.observed_layers: list[int] = []
 
     def addresses(self) -> np.ndarray:
-        return np.where(self._random.random(self._all.shape) < self._missing, 0, self._all)
+        self._told_addresses = np.where(self._random.random(self._all.shape) < self._missing, 0, self._all)
+        return self._told_addresses
+
+    def pauses(self) -> np.ndarray:
+        return self._pauses
+
+    def routed(self, layer, rows) -> None:
+        x, ids, weights = rows
+        assert self._told_addresses[layer, ids].all() and len(ids) == len(weights) and x.ndim == 1
+        self.paused.append(layer)
+        self._told_addresses[:layer] = 0
 
     def observe(self, layer, hidden, top_k_index, top_k_weights) -> None:
         if len(hidden) == 1:
@@ -36,7 +49,8 @@ class Addressed(ResidentExperts):
         self.acquired.append(layer)
         return super().acquire(layer, experts)
 
-    def computed(self, first, told, experts) -> None:
+    def computed(self, first, told, experts, shares) -> None:
+        assert len(told) == len(experts) == len(shares)
         for layer, (hidden, ids, weights) in enumerate(told, first):
             assert (ids.numpy()[0] == experts[layer - first]).all() and hidden.shape[0] == weights.shape[0] == 1
             self.observe(layer, hidden, ids, weights)
@@ -50,14 +64,20 @@ def decoded(name: str, provider, model) -> list[bytes]:
 
 @pytest.mark.parametrize("name", ["mixtral", "mixtral, sliding window", "qwen3_moe", "olmoe"])
 @pytest.mark.parametrize("missing", [0.0, 0.15])
-def test_the_same_bits_and_the_same_routing_whoever_is_missing(name, missing):
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_the_same_bits_and_the_same_routing_whoever_is_missing_and_wherever_it_pauses(name, missing, every):
     model = tiny_moe(name)
-    one_by_one, joined = Addressed(model, 1.0), Addressed(model, missing)
+    one_by_one, joined = Addressed(model, 1.0), Addressed(model, missing, every)
     assert decoded(name, one_by_one, model) == decoded(name, joined, model)
     assert one_by_one.told == joined.told
     layers = len(find_experts(model))
     acquired = len(joined.acquired) - 2 * layers  # the prompt and the first step
     assert acquired == 0 if missing == 0 else 0 < acquired < layers * (STEPS - 1)
+    pausing = [layer for layer in range(layers) if every and layer % every == 0]
+    if missing == 0:
+        assert joined.paused == pausing * (STEPS - 1)
+    else:
+        assert len(joined.paused) < len(pausing) * (STEPS - 1) or not pausing
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe, dense layer", "qwen2_moe"])

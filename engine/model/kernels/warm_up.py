@@ -113,7 +113,9 @@ def _run_no_layers(dense: np.ndarray, stored: np.ndarray) -> None:
     numbers, table = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     weights = np.zeros((0, POINTERS), np.int64), table, np.zeros((1, 3)), numbers, dense, stored, 1, 1, SILU, True
     scratch = one, matrix, matrix, matrix, matrix, matrix, cube, numbers, numbers, numbers, matrix, matrix, one
-    run_layers(0, one, 0, one, one, table, *weights, numbers, matrix, table, matrix, *scratch)
+    run_layers(
+        0, False, np.zeros(0, np.bool_), one, 0, one, one, table, *weights, numbers, matrix, table, matrix, *scratch
+    )
 
 
 def _tall(stored: np.ndarray) -> np.ndarray:
