@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -231,3 +232,33 @@ def show_groups(report: dict[str, Any]) -> None:
     console.print(table)
     for name, found in report["forecasts"].items():
         console.print(f"paths by {name}: recall {found['recall']:.0%}, {found['ms_per_token']:.2f} ms a token")
+
+
+def show_spread(report: dict[str, Any]) -> None:
+    """A row for each number of nodes, budget and spread: medians over the orders of the file."""
+    columns = ("nodes", "at once", "budget", "policy", "spread", "MB/token", "hit", "each node's hit")
+    table = Table(*columns, "bytes over round-robin's")
+    cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in report["runs"]:
+        cell = tuple(str(run[name]) for name in ("nodes", "at_once", "budget", "policy", "spread"))
+        cells.setdefault(cell, []).append(run)
+    for cell, runs in cells.items():
+        hits = [node["hit_rate"] for run in runs for node in run["by_node"]]
+        table.add_row(
+            *cell,
+            f"{_median(runs, 'bytes_per_token') / 1e6:.1f}",
+            f"{_median(runs, 'hit_rate'):.1%}",
+            f"{min(hits):.1%}-{max(hits):.1%}",
+            _with_range(report["ratios"], "_".join(cell)),
+        )
+    Console().print(table)
+
+
+def _median(runs: Iterable[Report], name: str) -> float:
+    return median(run[name] for run in runs)
+
+
+def _with_range(ratios: Mapping[str, float], name: str) -> str:
+    if name not in ratios:
+        return ""
+    return f"{ratios[name]:.3f} ({ratios[name + '_least']:.3f}-{ratios[name + '_most']:.3f})"

@@ -95,26 +95,40 @@ def bench_batch(
         list[Path] | None, typer.Option(help="With --simulate, a file of recorded routing; may be given again.")
     ] = None,
     group_sizes: Annotated[str, typer.Option(help="With --simulate, most tokens in a pass, with commas.")] = "4,8,16",
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            help="With --simulate, spread recorded prompts over so many machines, --sizes at once on each, in turn "
+            "and by predicted routes; with commas."
+        ),
+    ] = None,
     all_conversations: Annotated[
         bool, typer.Option("--all", help="With --simulate, also conversations that predictors were trained on.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Several prompts at once: chat after chat, in one pass, and in groups of half as many by each token scheduler."""
-    from app.bench_tables import show_batch, show_groups
+    from app.bench_tables import show_batch, show_groups, show_spread
 
-    if not all(size.isdecimal() and int(size) for size in listed(sizes)):
-        raise typer.BadParameter(f"{sizes!r} is not a list of numbers of 1 or more.", param_hint="--sizes")
-    if not all(size.isdecimal() and int(size) for size in listed(group_sizes)):
-        raise typer.BadParameter(f"{group_sizes!r} is not a list of numbers of 1 or more.", param_hint="--group-sizes")
+    at_once, most = _numbers(sizes, "--sizes"), _numbers(group_sizes, "--group-sizes")
+    machines = None if nodes is None else _numbers(nodes, "--nodes")
+    if machines and not simulate:
+        raise typer.BadParameter("is about recorded conversations; use it with --simulate.", param_hint="--nodes")
+
+    def spread(on_progress: Any) -> dict[str, Any]:
+        from app.batch.nodes.simulated_spread import SpreadSettings, simulate_recorded_spread
+        from engine.lab.simulation.simulate_traces import read_shares
+
+        settings = SpreadSettings(machines or (), at_once, read_shares(budget), listed(policy))
+        return simulate_recorded_spread(traces or [], model, settings, all_conversations, on_progress)
 
     def simulated(on_progress: Any) -> dict[str, Any]:
         from engine.lab.grouping.simulate_groups import GroupSettings, simulate_recorded
         from engine.lab.simulation.simulate_traces import read_shares
 
         settings = GroupSettings(
-            pools=tuple(int(size) for size in listed(sizes)),
-            sizes=tuple(int(size) for size in listed(group_sizes)),
+            pools=at_once,
+            sizes=most,
             shares=read_shares(budget),
             policies=listed(policy),
         )
@@ -125,7 +139,7 @@ def bench_batch(
 
         settings = BatchBenchSettings(
             model=model,
-            sizes=tuple(int(size) for size in listed(sizes)),
+            sizes=at_once,
             budgets=listed(budget),
             links=listed(link),
             policy=policy,
@@ -136,10 +150,20 @@ def bench_batch(
         )
         return run_bench_batch(settings, on_progress)
 
-    if simulate:
+    if machines:
+        present(spread, show_spread, as_json)
+    elif simulate:
         present(simulated, show_groups, as_json)
     else:
         present(work, show_batch, as_json)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """Of an option that takes several. Raises BadParameter."""
+    found = listed(text)
+    if not found or not all(number.isdecimal() and int(number) for number in found):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers of 1 or more.", param_hint=option)
+    return tuple(map(int, found))
 
 
 @bench.command("decode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -10,6 +11,15 @@ from app.batch.nodes.spread import Spread
 
 Line = tuple[int, str]
 SAMPLE_LINES = 256  # read before the first is placed
+TICKET_BATCHES = 4  # lines of a ticket, in batches of an engine, which runs half empty at a ticket's end
+TICKETS_FOR_EACH = 4  # at least, of a short file, so that workers end at about the same time
+
+
+def feed_sizes(lines: int, workers: int, batch_size: int) -> tuple[int, int]:
+    """`ticket_lines` and `window_lines` of a job's PromptFeed."""
+    share = math.ceil(lines / (workers * TICKETS_FOR_EACH))
+    ticket_lines = min(TICKET_BATCHES * batch_size, max(batch_size, share))
+    return ticket_lines, max(SAMPLE_LINES, TICKETS_FOR_EACH * workers * ticket_lines)
 
 
 class PromptFeed:

@@ -24,7 +24,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.batch.job import BatchSettings, Progress, check_same_job, count_lines
-from app.batch.nodes.feed import SAMPLE_LINES
+from app.batch.nodes.feed import feed_sizes
 from app.batch.nodes.feed_actor import FeedActor, FeedPlan
 from app.batch.nodes.report import WorkerTotals
 from app.batch.nodes.session import Nodes
@@ -32,8 +32,6 @@ from app.batch.nodes.worker import RESULT, EngineWorker
 from app.batch.output import BatchOutput
 from engine.errors import ClusterFailed
 
-TICKET_BATCHES = 4  # lines of a ticket, in batches of an engine, which runs half empty at a ticket's end
-TICKETS_FOR_EACH = 4  # at least, of a short file, so that workers end at about the same time
 GO_ON = "What is written is whole; the same command goes on from there."
 
 
@@ -91,12 +89,9 @@ def run_batch_on_nodes(job: NodesJob, source: Path, output: BatchOutput, on_prog
 
 
 def _plan(job: NodesJob, source: Path, kept: int, total: int) -> FeedPlan:
-    workers, batch_size = job.nodes.workers, job.engine_options["batch_size"]
-    share = math.ceil((total - kept) / (workers * TICKETS_FOR_EACH))
-    ticket_lines = min(TICKET_BATCHES * batch_size, max(batch_size, share))
-    window_lines = max(SAMPLE_LINES, TICKETS_FOR_EACH * workers * ticket_lines)
-    model = job.engine_options["model"]
-    return FeedPlan(source, kept, model, job.spread, workers, ticket_lines, window_lines, job.settings)
+    workers, options = job.nodes.workers, job.engine_options
+    ticket_lines, window_lines = feed_sizes(total - kept, workers, options["batch_size"])
+    return FeedPlan(source, kept, options["model"], job.spread, workers, ticket_lines, window_lines, job.settings)
 
 
 def _start_feed(plan: FeedPlan) -> Any:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.cache.policies import EvictionPolicy
+from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, make_policy
 from engine.cache.residency import Residency
 from engine.checkpoint.expert_key import ExpertKey
+from engine.errors import InvalidSetting
+from engine.routing.shape import RoutingShape
 
 
 class PassCache:
@@ -57,3 +60,14 @@ class PassCache:
         self._residency.pin(key)
         pinned.append(key)
         self.moved += 1
+
+
+def pass_cache(policy: str, shape: RoutingShape, share: float) -> PassCache:
+    """With room for that share of all experts. Raises InvalidSetting for a policy that fetches on a guess."""
+    names = (*PLAIN_POLICIES, ADAPTIVE)
+    if policy not in names:
+        raise InvalidSetting(
+            f"Recorded passes cannot be replayed with the policy {policy!r}.", f"Choose one of: {', '.join(names)}."
+        )
+    slots = max(round(share * shape.outputs), shape.top_k)
+    return PassCache(make_policy(policy, shape.layers), shape.layers, shape.experts, slots)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.cache.policy_choice import make_policy
-from engine.checkpoint.catalog import resolve_model
-from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 from engine.lab.grouping.best_split import best_split
-from engine.lab.grouping.pass_cache import PassCache
+from engine.lab.grouping.pass_cache import pass_cache
 from engine.lab.grouping.pool import Pool
 from engine.lab.grouping.replay import replay
-from engine.lab.grouping.unseen import unseen_traces
+from engine.lab.grouping.unseen import OnProgress, traces_of
 from engine.lab.report import make_report
 from engine.routing.predictor_files import find_predictor
 from engine.routing.predictors.recurrent_batch import RecurrentBatch, can_batch
@@ -38,7 +35,6 @@ from engine.scheduling.groupings import (
 )
 from engine.scheduling.paths import PathForecast, RecentPaths, path_forecast
 
-OnProgress = Callable[[str, int, int], None]
 BY_SEARCH = "by-search"
 WAYS = (
     (RANDOM, False),
@@ -77,12 +73,10 @@ def simulate_recorded(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """`simulate_groups` of conversations in `files`, of `model`, that trained nothing. Raises EngineError."""
-    index = ExpertIndex.from_checkpoint(resolve_model(model, on_progress))
-    recorded, traces = unseen_traces(files, max(settings.pools), settings.start + 2 * settings.tokens, seen_too)
-    if (recorded.shape.layers, recorded.shape.experts) != (len(index.experts_per_layer), max(index.experts_per_layer)):
-        raise InvalidSetting("The routing was recorded with another model.", "Give that model with --model.")
+    least = settings.start + 2 * settings.tokens
+    recorded, traces, expert_bytes = traces_of(files, model, max(settings.pools), least, seen_too, on_progress)
     stored, _ = find_predictor(recorded.fingerprint)
-    return simulate_groups(traces, recorded.shape, index.slot_bytes, stored, settings, on_progress)
+    return simulate_groups(traces, recorded.shape, expert_bytes, stored, settings, on_progress)
 
 
 def simulate_groups(
@@ -159,8 +153,7 @@ def _compare(
     runs = []
     for name, knows_truth in WAYS:
         grouping = _searching() if name == BY_SEARCH else make_grouping(name, shape.top_k)
-        slots = max(round(share * shape.outputs), shape.top_k)
-        cache = PassCache(make_policy(policy, shape.layers), shape.layers, shape.experts, slots)
+        cache = pass_cache(policy, shape, share)
         run = replay(pool, cache, grouping, group_size, settings.bound, settings.tokens * len(pool), knows_truth)
         runs.append(
             {

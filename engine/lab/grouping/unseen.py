@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.checkpoint.catalog import resolve_model
+from engine.checkpoint.expert_index import ExpertIndex
 from engine.errors import InvalidSetting
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_store import TraceStore
 from engine.routing.traces.traced_model import TracedModel
 from engine.routing.training.split import part_of
+
+OnProgress = Callable[[str, int, int], None]
+
+
+def traces_of(
+    files: Sequence[Path], model: str, most: int, least_tokens: int, seen_too: bool, on_progress: OnProgress
+) -> tuple[TracedModel, list[RoutingTrace], int]:
+    """`unseen_traces` of `model`, and the bytes of one of its experts. Raises EngineError, also for another model's."""
+    index = ExpertIndex.from_checkpoint(resolve_model(model, on_progress))
+    recorded, traces = unseen_traces(files, most, least_tokens, seen_too)
+    if (recorded.shape.layers, recorded.shape.experts) != (len(index.experts_per_layer), max(index.experts_per_layer)):
+        raise InvalidSetting("The routing was recorded with another model.", "Give that model with --model.")
+    return recorded, traces, index.slot_bytes
 
 
 def unseen_traces(
