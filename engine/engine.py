@@ -164,7 +164,7 @@ class Engine:
         places = Places(self._sequences)
         flush = self._recording.flush
         decoding = Decoding(places, self._reading, self._end_ids(), self._gate, self._activity, flush, self._scheduler)
-        return Serving(decoding, max(WAITING_AT_MOST, 2 * len(places)))
+        return Serving(decoding, max(WAITING_AT_MOST, WAITING_FOR_EACH_PLACE * len(places)))
 
     def _start_guard(self) -> VramGuard | None:
         if self._placement.read_vram is None:
@@ -365,7 +365,8 @@ class Engine:
 
         Up to 1 + `batch_size` requests of any threads are answered together; the others wait: first come, first
         served within a `caller`, and callers in turn. Greedy ids are those of each alone. Raises ContextFull,
-        EngineBusy when too many wait, EngineClosed, InvalidSetting; what goes wrong later, the submission raises.
+        EngineBusy when too many wait, or so many of this `caller` that others' room would go (half of the queue at
+        most), EngineClosed, InvalidSetting; what goes wrong later, the submission raises.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return self._serving.submit(self._request(self._ids_of(prompt), max_new_tokens, settings, stop), caller)
@@ -664,5 +665,6 @@ class Engine:
             raise EngineClosed("The engine was closed.", "Load the model again.")
 
 
-WAITING_AT_MOST = 64  # requests, or twice as many as are answered together
+WAITING_AT_MOST = 64  # requests, or some for each that is answered:
+WAITING_FOR_EACH_PLACE = 4  # a batch, one caller, waits for all of its places at once and shall not be refused
 _RECURRENT_NOTE = "This model has recurrent state, which cannot be taken back: each follow-up reads the chat again."

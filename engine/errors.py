@@ -77,7 +77,7 @@ class ContextFull(EngineError):
 
 
 class EngineBusy(EngineError):
-    """Another answer is being written by this engine."""
+    """Another answer is being written by this engine, or too many requests wait for theirs."""
 
 
 class EngineClosed(EngineError):

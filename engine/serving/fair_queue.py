@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Holds at most `bound` items; whoever asks for much delays others by one item at most. Not thread-safe."""
+    """Holds at most `bound` items; whoever asks for much delays others by one item at most, and leaves them room: a
+    caller may have as many items here as there is room left, alone up to half of `bound`. Not thread-safe.
+    """
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
@@ -23,9 +25,17 @@ class FairQueue(Generic[T]):
     def is_full(self) -> bool:
         return len(self) >= self.bound
 
+    def of(self, caller: str) -> int:
+        """How many items of the caller wait."""
+        return len(self._of_callers.get(caller, ()))
+
+    def has_room(self, caller: str) -> bool:
+        """Whether one more item of the caller may wait."""
+        return self.of(caller) < self.bound - len(self)
+
     def put(self, item: T, caller: str) -> None:
-        """The item waits behind the others of its caller. Ask `is_full` first."""
-        assert not self.is_full, "the queue is full"
+        """The item waits behind the others of its caller. Ask `has_room` first."""
+        assert self.has_room(caller), "the queue has no room for this caller"
         self._of_callers.setdefault(caller, deque()).append(item)
 
     def pop(self) -> T | None:

@@ -22,15 +22,12 @@ class Serving:
         self._closed = False
 
     def submit(self, request: Request, caller: str) -> Submission:
-        """Raises EngineBusy when too many wait already, EngineClosed."""
+        """Raises EngineBusy when too many wait already, of all callers or of this one, and EngineClosed."""
         with self._changed:
             if self._closed:
                 raise _closed()
-            if self._queue.is_full:
-                raise EngineBusy(
-                    f"{len(self._queue)} requests are waiting for an answer already.",
-                    "Ask again when some of them are answered.",
-                )
+            if not self._queue.has_room(caller):
+                raise self._busy(caller)
             self._queue.put(request, caller)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="decoding", daemon=True)
@@ -75,6 +72,15 @@ class Serving:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+
+    def _busy(self, caller: str) -> EngineBusy:
+        remedy = "Ask again when some of them are answered."
+        if self._queue.is_full:
+            return EngineBusy(f"{len(self._queue)} requests are waiting for an answer already.", remedy)
+        return EngineBusy(
+            f"{self._queue.of(caller)} requests of the same caller are waiting already; the room left is for others.",
+            remedy,
+        )
 
     def _cancel(self, request: Request) -> None:
         request.cancel()

@@ -134,14 +134,27 @@ def test_positions_are_told_and_callers_take_turns(engine, occupied):
 
 def test_a_full_queue_refuses_in_words_and_takes_again(engine, occupied, monkeypatch):
     monkeypatch.setattr(engine._serving._queue, "bound", 2)
-    waiting = [greedy(engine, 0), greedy(engine, 0)]
+    waiting = [greedy(engine, 0, caller="one"), greedy(engine, 0, caller="other")]
     with pytest.raises(EngineBusy, match="2 requests are waiting") as refused:
-        greedy(engine, 0)
+        greedy(engine, 0, caller="third")
     assert refused.value.remedy
     waiting[0].cancel()
     last = greedy(engine, 3)
     occupied()
     assert last.result(60).finish_reason in {"length", "stop"}
+
+
+def test_who_submits_hundreds_leaves_the_queue_to_others(engine, occupied):
+    waiting = []
+    with pytest.raises(EngineBusy, match="32 requests of the same caller") as refused:
+        for _ in range(300):
+            waiting.append(engine.submit([5], 1, temperature=0.0, caller="many"))
+    assert refused.value.remedy and len(waiting) == 32
+    other = greedy(engine, 3, caller="other")
+    assert other.position == 1
+    occupied()
+    assert_same_greedy(other.result(60).ids, expected(3), prompts()[3], stock())
+    assert {one.result(60).finish_reason for one in waiting} <= {"length", "stop"}
 
 
 def test_what_cannot_be_answered_is_refused_at_once(engine):
