@@ -41,6 +41,7 @@ def run(
     open_browser: bool | None = None,
     load: Loader | None = None,
     record_routing: bool | None = None,
+    chats_at_once: int | None = None,
 ) -> None:
     """Serves the chat page until Ctrl-C.
 
@@ -49,7 +50,7 @@ def run(
     """
     _silence_telemetry()
     given = dict(engine_options or {}) | {"host": host, "port": port, "open_browser": open_browser}
-    given["record_routing"] = record_routing
+    given |= {"record_routing": record_routing, "chats_at_once": chats_at_once}
     settings = load_settings(given)
     listener = listen(settings.host, settings.port)
     address = f"http://{settings.host}:{listener.getsockname()[1]}"

@@ -37,6 +37,13 @@ Precision = Annotated[
         show_default="auto",
     ),
 ]
+ChatsAtOnce = Annotated[
+    int | None,
+    typer.Option(
+        help="Chats that are answered together, 1 to 64, each with memory of its own; 0 for as many as go well.",
+        show_default="0",
+    ),
+]
 Preload = Annotated[
     bool | None,
     typer.Option(

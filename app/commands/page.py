@@ -8,6 +8,7 @@ import typer
 
 from app.commands.options import (
     Budget,
+    ChatsAtOnce,
     ContextLength,
     Device,
     HostCompute,
@@ -35,6 +36,7 @@ def page(
     preload: Preload = None,
     host_compute: HostCompute = None,
     precision: Precision = None,
+    chats_at_once: ChatsAtOnce = None,
     record_routing: RecordRouting = None,
 ) -> None:
     """Chat with a Mixture-of-Experts model larger than your memory, and see what each gigabyte buys.
@@ -59,5 +61,6 @@ def page(
         },
         port=port,
         open_browser=False if no_browser else None,
+        chats_at_once=chats_at_once,
         record_routing=record_routing,
     )

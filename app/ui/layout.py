@@ -8,10 +8,10 @@ import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 
 from app.ui import html
+from app.ui.chats_at_once import choices as chats_at_once_choices
 from app.ui.markdown import LATEX_DELIMITERS
 from app.ui.theme import asset
 
-CHATS_AT_ONCE = (1, 2, 3, 4, 6, 8)
 EXAMPLES: list[ExampleMessage] = [
     {"text": "Explain in simple words why the sky is blue."},
     {"text": "Write a short poem about memory."},
@@ -257,7 +257,7 @@ def _sampling_controls() -> tuple[SamplingControls, gr.Dropdown]:
             stop=gr.Textbox(label="Stop strings", placeholder="one a line", lines=2, max_lines=6),
         )
         chats_at_once = gr.Dropdown(
-            [("As many as go well", 0), *((str(chats), chats) for chats in CHATS_AT_ONCE)],
+            chats_at_once_choices(),
             value=0,
             label="Chats answered at once",
             info="each needs memory of its own; counts when a model is loaded, or from the next start",

@@ -89,15 +89,23 @@ def test_every_command_explains_itself(name):
 def test_no_subcommand_serves_the_page_with_what_was_given(monkeypatch):
     served = []
     monkeypatch.setattr("app.server.run", lambda **options: served.append(options))
-    run("--model", "x", "--budget", "25%", "--port", 7999, "--no-browser", "--record-routing")
+    run("--model", "x", "--budget", "25%", "--port", 7999, "--no-browser", "--record-routing", "--chats-at-once", 6)
     (options,) = served
     assert options["engine_options"]["model"] == "x"
     assert options["engine_options"]["budget"] == "25%"
     assert options["engine_options"]["policy"] is None
     assert (options["port"], options["open_browser"]) == (7999, False)
-    assert options["record_routing"] is True
+    assert (options["record_routing"], options["chats_at_once"]) == (True, 6)
     run()
-    assert (served[1]["port"], served[1]["open_browser"], served[1]["record_routing"]) == (None, None, None)
+    given = ("port", "open_browser", "record_routing", "chats_at_once")
+    assert [served[1][name] for name in given] == [None] * 4
+
+
+@pytest.mark.parametrize("chats", [-1, 65])
+def test_chats_at_once_beyond_reason_are_told_before_anything_is_loaded(chats, monkeypatch):
+    monkeypatch.setattr("app.server.listen", lambda *_: pytest.fail("It went on."))
+    told = run("--chats-at-once", chats, "--no-browser", code=2).stderr
+    assert "chats_at_once" in told and str(chats) in told and "command line" in told
 
 
 def test_models_lists_good_and_broken():

@@ -1,6 +1,7 @@
 """The page in a real browser, on a scripted engine: quick looks at everything a person can do."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -220,6 +221,22 @@ def test_the_budget_and_the_settings_of_answers_survive_a_restart(serve, visit, 
     later = make_program()
     assert later.host.options["budget"] == "97%"
     assert later.preferences.sampling.system_prompt == "Be brief."
+
+
+def test_a_number_of_chats_that_is_not_on_the_list_is_shown_all_the_same(serve, visit):
+    served = serve(FakeEngine(words=SHORT))
+    served.program.set_chats_at_once(5)
+    page = visit(served.address)
+    page.page.click("#answer-settings button")
+    expect(page.page.locator("#chats-at-once input")).to_have_value("5")
+    page.page.fill("#chats-at-once input", "6")
+    page.page.press("#chats-at-once input", "Enter")
+    expect(page.page.locator("#chats-at-once input")).to_have_value("6")
+    deadline = time.monotonic() + 20
+    while served.program.preferences.chats_at_once != 6 and time.monotonic() < deadline:
+        page.page.wait_for_timeout(50)
+    assert served.program.preferences.chats_at_once == 6
+    served.program.set_chats_at_once(0)
 
 
 def test_recording_is_off_until_it_is_switched_on_and_can_be_forgotten(serve, visit, make_program):

@@ -3,7 +3,9 @@
 import pytest
 
 from app.preferences import Preferences
+from app.program import Program
 from app.settings import Sampling, load_settings, save_changes, settings_path
+from app.ui.chats_at_once import choices
 from engine.errors import InvalidSetting
 
 
@@ -32,6 +34,18 @@ def test_each_source_wins_over_the_next(monkeypatch):
     assert settings.model == "from/environment"
     assert settings.policy == "lru"
     assert settings.link == "auto"
+
+
+def test_chats_at_once_of_the_command_line_reach_the_engine_and_the_page(home):
+    write_file("chats_at_once = 2\n")
+    for given, chats, beside in (({}, 2, 1), ({"chats_at_once": 5}, 5, 4), ({"chats_at_once": 0}, 0, "auto")):
+        program = Program(load_settings(given))
+        try:
+            assert program.host.options["batch_size"] == beside
+            assert program.preferences.chats_at_once == chats and chats in dict(choices(chats)).values()
+        finally:
+            program.close()
+    assert load_settings().chats_at_once == 2  # for that run alone
 
 
 def test_engine_options_are_those_of_load():
