@@ -213,6 +213,9 @@ def last_answer(messages: list[Message]) -> Message | None:
 
 
 def _answer_stats(live: LiveAnswer, engine: Engine, before: Any) -> dict[str, Any]:
+    """Its own figures, but for the cache's: those are of all that was answered from its asking to its end, of which
+    `others_tokens` were not its own.
+    """
     interval = (engine.stats() - before).to_dict()
     tokens = len(live.token_ids)
     later = max(tokens - 1, 0)
@@ -224,6 +227,7 @@ def _answer_stats(live: LiveAnswer, engine: Engine, before: Any) -> dict[str, An
         "tokens_per_second": speed if speed is None or emulation is None else speed * emulation.dilation,
         "hit_rate": interval.get("hit_rate"),
         "stall_seconds": interval.get("stall_seconds"),
+        "others_tokens": max(interval.get("tokens", 0) - tokens, 0),
         **({} if emulation is None else {"emulated": emulation.label, "time_dilation": emulation.dilation}),
     }
 

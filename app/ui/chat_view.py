@@ -107,5 +107,6 @@ def _facts(end: Message | None) -> str:
     if stats.get("first_token_seconds") is not None:
         facts.append(f"first token after {stats['first_token_seconds']:.1f} s")
     if stats.get("hit_rate") is not None:
-        facts.append(f"{100 * stats['hit_rate']:.0f} % of experts were ready")
+        whose = " for this chat and others answered meanwhile" if stats.get("others_tokens") else ""
+        facts.append(f"{100 * stats['hit_rate']:.0f} % of experts were ready{whose}")
     return f'<p class="facts">{" · ".join(facts)}</p>' if facts else ""

@@ -36,7 +36,7 @@ def tiles(snapshot: Any, samples: Sequence[Sample]) -> list[dict[str, str]]:
     needed = _needed(stats)
     saved = max(plan.model_bytes_total - plan.near_bytes_total, 0)
     return [
-        _tile("Speed", _number(speed), "tokens/s", _speed_hint(snapshot.emulation)),
+        _tile("Speed", _number(speed), "tokens/s", _speed_hint(snapshot)),
         _tile("First token", _number(first), "s", _first_token_hint(snapshot.emulation)),
         _tile("Hit rate", _percent(_hit_share(recent)), "%", _overall(stats, needed), "hit"),
         _tile("Memory saved", *_split(saved), f"{100 * max(plan.memory_saving, 0):.0f} % of the model"),
@@ -44,7 +44,7 @@ def tiles(snapshot: Any, samples: Sequence[Sample]) -> list[dict[str, str]]:
             "Context",
             f"{snapshot.context_used:,}",
             f"/ {snapshot.context_length:,}",
-            "tokens of the chat the model sees",
+            "tokens of the chat the model sees" + (", of the one that came last" if snapshot.running > 1 else ""),
         ),
         _tile("Waiting", _percent(_stall_share(recent)), "%", "of the time, for experts to arrive", "miss"),
     ]
@@ -171,10 +171,12 @@ def _tile(label: str, value: str, unit: str, hint: str, kind: str = "") -> dict[
     return {"label": label, "value": value, "unit": unit if value != "–" else "", "hint": hint, "kind": kind}
 
 
-def _speed_hint(emulation: Any) -> str:
+def _speed_hint(snapshot: Any) -> str:
+    emulation, chats = snapshot.emulation, snapshot.running
+    together = f"all {chats} chats together" if chats > 1 else ""
     if emulation is None:
-        return "newest tokens of the last answer"
-    return f"{emulation.label}, in its time: {emulation.dilation:.3g} x this machine's"
+        return f"newest tokens, {together or 'of the last answers'}"
+    return f"{emulation.label}, in its time: {emulation.dilation:.3g} x this machine's" + (together and f"; {together}")
 
 
 def _first_token_hint(emulation: Any) -> str:

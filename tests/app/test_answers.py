@@ -9,7 +9,7 @@ from app.answers import Answers
 from app.chats import ChatStore
 from app.engine_host import EngineHost
 from app.settings import Sampling
-from app.ui.chat_view import live_words
+from app.ui.chat_view import _facts, live_words
 from engine.errors import BudgetTooSmall, EngineBusy, TransferFailed
 from tests.app.fake_engine import FakeEngine
 
@@ -74,6 +74,20 @@ def test_an_answer_is_saved_with_its_ids_reason_and_figures(stage):
     assert s.engine.prompts[0][0] == {"role": "system", "content": "Be brief."}
     assert s.engine.arguments["seed"] == 3
     assert s.engine.arguments["stop"] == ("x",)
+
+
+def test_the_caches_figures_are_its_own_only_where_nobody_was_answered_beside_it(stage):
+    s = stage(FakeEngine(words=["word "] * 40, token_seconds=0.01))
+    first, second = s.ask(), s.ask()
+    s.finish()
+    alone = s.ask()
+    s.finish()
+    beside = [s.store.messages(chat_id)[-1] for chat_id in (first, second)]
+    assert all(0 < answer.stats["others_tokens"] <= 40 for answer in beside)
+    assert "and others answered meanwhile" in _facts(beside[0])
+    answer = s.store.messages(alone)[-1]
+    assert answer.stats["others_tokens"] == 0
+    assert _facts(answer).endswith("% of experts were ready</p>")
 
 
 def test_a_follow_up_sends_the_generated_ids_back(stage):

@@ -46,6 +46,15 @@ def test_hit_rate_and_waiting_are_of_the_newest_seconds(engine):
     assert tile(engine.snapshot(), samples, "Waiting")["value"] == "25"
 
 
+@pytest.mark.parametrize(
+    ("running", "words"), [(0, "of the last answers"), (1, "of the last answers"), (3, "all 3 chats")]
+)
+def test_figures_of_several_chats_say_that_they_are(engine, running, words):
+    snapshot = replace(engine.snapshot(), running=running)
+    assert words in tile(snapshot, [], "Speed")["hint"]
+    assert ("came last" in tile(snapshot, [], "Context")["hint"]) == (running > 1)
+
+
 def test_memory_saved_says_gigabytes_and_percent(engine):
     engine.resize("25%")
     saved = tile(engine.snapshot(), [], "Memory saved")

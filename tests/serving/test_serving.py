@@ -6,12 +6,14 @@ import random
 import threading
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from engine.engine import Engine
 from engine.errors import ContextFull, EngineBusy, EngineClosed, InvalidSetting
 from engine.model.fast_joint import FastJoint
+from engine.routing.traces.trace_store import TraceStore
 from engine.serving import decoding
 from tests.engine.oracle import Stock, assert_same_greedy
 from tests.engine.stepwise import stepwise
@@ -241,6 +243,29 @@ def test_each_chat_is_recorded_as_a_conversation_of_its_own(engine, monkeypatch)
     finally:
         engine.record_routing(False)
     assert all((together[ids].experts == alone[ids].experts).all() for ids in read)
+
+
+def test_a_file_of_recorded_routing_keeps_chats_apart_that_were_answered_together(engine, monkeypatch, tmp_path):
+    found = []
+    for joint in (True, False):
+        monkeypatch.setattr(type(engine._reading.choice), "joint", lambda self, chats, joint=joint: joint)
+        forget_all(engine)
+        with TraceStore(tmp_path / f"{joint}.sqlite", engine.traced_model) as store:
+            engine.record_to(store, ahead=1, hidden=True)
+            for asked in [greedy(engine, number, caller=str(number)) for number in range(5)]:
+                asked.result(60)
+            engine.record_to(None)
+            traces = list(store.traces())
+        found.append({tuple(trace.token_ids.tolist()): trace for trace in traces})
+        assert len(traces) == len({trace.conversation for trace in traces}) == 5
+    together, alone = found
+    assert together.keys() == alone.keys()
+    for ids, trace in together.items():
+        other = alone[ids]
+        assert (trace.experts == other.experts).all() and (trace.decoded == other.decoded).all()
+        for name in ("ahead", "midway"):  # `hidden` is not told of a joint pass of compiled kernels
+            one, two = getattr(trace, name), getattr(other, name)
+            np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0.02, atol=0.02)
 
 
 def test_the_predictors_history_is_that_of_the_chat_that_decodes_alone():
