@@ -22,8 +22,8 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements-ray.txt"
 
 
 class Spread(StrEnum):
-    ROUTES = "routes"
     ROUND_ROBIN = "round-robin"
+    ROUTES = "routes"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class OnRay:
         ):
             from app.batch.nodes.job import NodesJob, run_batch_on_nodes
 
-            job = NodesJob(nodes, options, self.spread, settings, schedule=schedule)
+            job = NodesJob(nodes, options, self.spread or Spread.ROUND_ROBIN.value, settings, schedule=schedule)
             return run_batch_on_nodes(job, source, output, on_progress)
 
 
@@ -110,8 +110,8 @@ def batch(
     spread: Annotated[
         Spread | None,
         typer.Option(
-            help="With --ray: prompts that are expected to use the same experts to one engine, or in turn.",
-            show_default="routes, where a predictor knows them",
+            help="With --ray: in turn, or prompts that are expected to use the same experts to one engine.",
+            show_default="round-robin",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -19,6 +19,7 @@ import ray
 
 from app.batch.job import BatchSettings, run_batch
 from app.batch.nodes.session import Nodes, ray_session
+from app.batch.nodes.spread import ROUND_ROBIN
 from app.batch.output import BatchOutput
 from engine.errors import ClusterFailed, InvalidSetting
 from tests.app.batch_engine import CountingEngine
@@ -95,10 +96,10 @@ def test_engines_of_a_real_model_answer_as_one_does(nodes, tmp_path):
     with BatchOutput(tmp_path / "one.jsonl") as output, Engine.load(**options) as engine:
         run_batch(engine, source, output, BatchSettings(), lambda *_: None)
     with BatchOutput(tmp_path / "two.jsonl") as output:
-        job = NodesJob(nodes, options, None, BatchSettings())
+        job = NodesJob(nodes, options, ROUND_ROBIN, BatchSettings())
         report = run_batch_on_nodes(job, source, output, lambda *_: None)
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    assert report["lines_failed"] == 2 and report["spread"].startswith("round-robin (No predictor")
+    assert report["lines_failed"] == 2 and report["spread"] == ROUND_ROBIN
     assert 0 < report["hit_rate"] < 1 and report["bytes_moved"] > 0
 
 

@@ -85,6 +85,7 @@ def test_sizes_are_those_of_a_job():
     assert feed_sizes(1000, 2, 8) == (32, SAMPLE_LINES)
     assert feed_sizes(60, 4, 8) == (8, SAMPLE_LINES)
     assert feed_sizes(10_000, 8, 16) == (64, 4 * 8 * 64)
+    assert feed_sizes(24, 4, 8) == (6, SAMPLE_LINES)  # nobody is left without
 
 
 def test_as_a_person_runs_it(home, tmp_path, monkeypatch):  # noqa: F811

@@ -17,8 +17,8 @@ TICKETS_FOR_EACH = 4  # at least, of a short file, so that workers end at about 
 
 def feed_sizes(lines: int, workers: int, batch_size: int) -> tuple[int, int]:
     """`ticket_lines` and `window_lines` of a job's PromptFeed."""
-    share = math.ceil(lines / (workers * TICKETS_FOR_EACH))
-    ticket_lines = min(TICKET_BATCHES * batch_size, max(batch_size, share))
+    share, fewest = math.ceil(lines / (workers * TICKETS_FOR_EACH)), min(batch_size, math.ceil(lines / workers))
+    ticket_lines = max(min(TICKET_BATCHES * batch_size, max(fewest, share)), 1)
     return ticket_lines, max(SAMPLE_LINES, TICKETS_FOR_EACH * workers * ticket_lines)
 
 

@@ -12,20 +12,18 @@ import numpy as np
 from app.batch.job import BatchSettings, numbered_lines
 from app.batch.lines import BadLine, read_line
 from app.batch.nodes.feed import Line, PromptFeed
-from app.batch.nodes.spread import ByRoutes, RoundRobin, Spread
+from app.batch.nodes.spread import ROUND_ROBIN, ByRoutes, RoundRobin, Spread
 from engine.errors import EngineError, InvalidSetting
-
-ROUTES, ROUND_ROBIN = "routes", "round-robin"
 
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """`kept` lines are answered already. `spread`: ROUTES, ROUND_ROBIN, or None for routes where they can be told."""
+    """`kept` lines are answered already. `spread`: as `--spread` names it."""
 
     source: Path
     kept: int
     model: str
-    spread: str | None
+    spread: str
     places: int
     ticket_lines: int
     window_lines: int
@@ -47,7 +45,6 @@ class FeedActor:
         self._plan = plan
         self._feed: PromptFeed | None = None
         self._loaded: tuple[str, str] | None = None
-        self._spread_in_words = ""
         self._on_write = asyncio.Condition()
 
     async def take(self, ticket: int, worker: str, node: str, fingerprint: str) -> Handout:
@@ -68,13 +65,9 @@ class FeedActor:
         async with self._on_write:
             self._on_write.notify_all()
 
-    async def spread(self) -> str:
-        """How prompts are spread, in words."""
-        return self._spread_in_words
-
     def _feed_for(self, node: str, fingerprint: str) -> PromptFeed:
         if self._feed is None:
-            spread, self._spread_in_words = _make_spread(self._plan, fingerprint)
+            spread = _make_spread(self._plan, fingerprint)
             lines = numbered_lines(self._plan.source, self._plan.kept)
             sizes = self._plan.places, self._plan.ticket_lines, self._plan.window_lines
             self._feed, self._loaded = PromptFeed(lines, self._plan.kept, spread, *sizes), (node, fingerprint)
@@ -117,13 +110,12 @@ class _ExpectedUse:
         return predicted_use(self._predictor, ids) if ids else None
 
 
-def _make_spread(plan: FeedPlan, fingerprint: str) -> tuple[Spread, str]:
-    if plan.spread != ROUND_ROBIN:
-        try:
-            use_of = _ExpectedUse(plan.model, fingerprint, plan.settings)
-        except EngineError as error:
-            if plan.spread == ROUTES:
-                raise InvalidSetting(error.cause, f"{error.remedy} Or use `--spread {ROUND_ROBIN}`.") from error
-            return RoundRobin(plan.places), f"{ROUND_ROBIN} ({error.cause.rstrip('.')})"
-        return ByRoutes(plan.places, use_of, plan.window_lines // plan.places), ROUTES
-    return RoundRobin(plan.places), ROUND_ROBIN
+def _make_spread(plan: FeedPlan, fingerprint: str) -> Spread:
+    """Raises InvalidSetting where routes are asked for and cannot be told."""
+    if plan.spread == ROUND_ROBIN:
+        return RoundRobin(plan.places)
+    try:
+        use_of = _ExpectedUse(plan.model, fingerprint, plan.settings)
+    except EngineError as error:
+        raise InvalidSetting(error.cause, f"{error.remedy} Or use `--spread {ROUND_ROBIN}`.") from error
+    return ByRoutes(plan.places, use_of, plan.window_lines // plan.places)

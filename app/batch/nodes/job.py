@@ -44,7 +44,7 @@ class NodesJob:
 
     nodes: Nodes
     engine_options: dict[str, Any]
-    spread: str | None
+    spread: str
     settings: BatchSettings
     worker: type[EngineWorker] = EngineWorker
     schedule: tuple[Any, ...] = ()
@@ -56,7 +56,7 @@ def run_batch_on_nodes(job: NodesJob, source: Path, output: BatchOutput, on_prog
     Raises InvalidSetting, ClusterFailed, and what stops a worker in the worker's own words, with its machine's name.
     """
     total, kept = count_lines(source), check_same_job(source, output)
-    begun, totals, stopped, spread = time.perf_counter(), WorkerTotals(), False, job.spread or ""
+    begun, totals, stopped = time.perf_counter(), WorkerTotals(), False
     on_progress("Answering", kept, total)
     if kept < total:
         plan = _plan(job, source, kept, total)
@@ -67,7 +67,6 @@ def run_batch_on_nodes(job: NodesJob, source: Path, output: BatchOutput, on_prog
                 feed.written.remote(output.written)
                 totals.add(row)
                 on_progress("Answering", output.written, total)
-            spread = ray.get(feed.spread.remote())
         except KeyboardInterrupt:
             stopped = True
         except ray.exceptions.RayError as error:
@@ -83,7 +82,7 @@ def run_batch_on_nodes(job: NodesJob, source: Path, output: BatchOutput, on_prog
         "stopped": stopped,
         "seconds": time.perf_counter() - begun,
         **totals.together(),
-        "spread": spread,
+        "spread": job.spread,
         "workers": totals.workers(),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from app.batch.nodes.feed import PromptFeed, feed_sizes
-from app.batch.nodes.spread import ByRoutes, RoundRobin, Spread
+from app.batch.nodes.spread import ROUND_ROBIN, ROUTES, ByRoutes, RoundRobin, Spread
 from engine.errors import InvalidSetting
 from engine.lab.grouping.node_replay import NodeRun, replay_on_nodes
 from engine.lab.grouping.pass_cache import pass_cache
@@ -25,7 +25,7 @@ from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 from engine.scheduling.paths import used_experts
 
-ROUND_ROBIN, ROUTES, TRUE_ROUTES = "round-robin", "routes", "true-routes"
+TRUE_ROUTES = "true-routes"
 SPREADS = (ROUND_ROBIN, ROUTES, TRUE_ROUTES)
 """In turn, by the routes that are expected of a prompt, and by those that its answer takes, as if they were known."""
 MOST_CONVERSATIONS = 10_000
