@@ -55,12 +55,21 @@ class JointReading:
                 for sequence, token in zip(sequences, tokens, strict=True):
                     passes.enter_context(sequence.reading([token], decoded=True))
                 rows = joint([sequence.kv for sequence in sequences], tokens)
+                _tell_hidden(joint, sequences)
         except Exception:  # whose it is shows apart; where memory is short, a pass of one chat needs less
             rows = None
         if rows is None:
             return _apart(sequences, tokens)
         self._experts.step_ended()
         return list(rows)
+
+
+def _tell_hidden(joint: JointStep, sequences: Sequence[TokenSequence]) -> None:
+    """What compiled kernels keep to themselves; of transformers' layers a hook tells."""
+    hidden = getattr(joint, "last_hidden", None)
+    if hidden is not None:
+        for row, sequence in enumerate(sequences):
+            sequence.tell_hidden(hidden[row : row + 1])
 
 
 def _apart(sequences: Sequence[TokenSequence], tokens: Sequence[int], alone: bool = False) -> list[Outcome]:

@@ -205,6 +205,10 @@ class TokenSequence:
         self._listener.final_hidden(fast.last_hidden)
         return logits
 
+    def tell_hidden(self, hidden: np.ndarray) -> None:
+        """The final hidden state [1, width] of a pass in progress that was computed elsewhere."""
+        self._listener.final_hidden(hidden)
+
     @contextmanager
     def reading(self, ids: Sequence[int], decoded: bool) -> Iterator[None]:
         """Around a pass that reads `ids`: keeps ids, KV cache and recorded routing in step. An interrupted pass leaves

@@ -75,6 +75,14 @@ class FastJoint:
                     layer.length = position + 1
             return self._logits(scratch)
 
+    @property
+    def last_hidden(self) -> np.ndarray:
+        """fp32 [chats, width] of the last call: the residual stream after the last layer, normalised. The array is
+        overwritten by the next call.
+        """
+        assert self._scratch is not None, "nothing was read yet"
+        return self._scratch.x
+
     def _scratch_for(self, chats: int) -> JointScratch:
         if self._scratch is None or self._scratch.chats != chats:
             self._scratch = JointScratch(self._model.config, self._kv_shape, chats)
