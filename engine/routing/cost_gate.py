@@ -11,6 +11,7 @@ from collections import deque
 
 FIRST_SPELL = 24  # tokens until the first comparison
 SPELL, LONGEST_SPELL = 96, 384  # tokens in the better mode between two comparisons, more while they agree
+CLEAR_GAIN = 0.15  # either way: then an agreeing comparison is good for the longest spell at once
 PROBE = 12  # tokens in the other mode
 SETTLING = 4  # of them do not count: the cache still holds what the mode before has chosen
 LEAST_WAITING = 0.04  # share of a plain token's time spent waiting, below which nothing can be won
@@ -58,10 +59,17 @@ class CostGate:
         if self.is_probing:
             self._compare()
             self.on, self._left = self._better, self._spell
+        elif self._has_nothing_to_win():
+            self._left = SPELL
         else:
             self._before = self._mean()
             self.on, self._left = not self._better, PROBE
         self._tokens.clear()
+
+    def _has_nothing_to_win(self) -> bool:
+        """Prediction is off and next to nothing is waited for: asking again would only cost."""
+        computed, waited = self._mean()
+        return not self.on and waited < LEAST_WAITING * (computed + waited)
 
     def _mean(self) -> tuple[float, float]:
         computed, waited = (sum(column) / len(self._tokens) for column in zip(*self._tokens, strict=True))
@@ -79,7 +87,8 @@ class CostGate:
         self.gain = plain / (self._computed[True] + math.exp(self._left_waiting) * self._plain_waited) - 1
         self._better = self.gain > 0 and self._plain_waited >= LEAST_WAITING * plain
         agrees = (sum(with_it) < sum(without)) is self._better
-        self._spell = min(2 * self._spell, LONGEST_SPELL) if agrees else SPELL
+        longer = LONGEST_SPELL if abs(self.gain) >= CLEAR_GAIN else min(2 * self._spell, LONGEST_SPELL)
+        self._spell = longer if agrees else SPELL
 
 
 def _mixed(known: float | None, found: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.routing.cost_gate import FIRST_SPELL, LEAST_WAITING, PROBE, CostGate
+from engine.routing.cost_gate import FIRST_SPELL, LEAST_WAITING, LONGEST_SPELL, PROBE, CostGate
 
 
 def decode(gate: CostGate, tokens: int, with_it: float, without: float, waiting: float = 0.5, noise: float = 0.0):
@@ -36,8 +36,19 @@ def test_where_it_costs_it_is_off_but_for_a_few_tokens():
     assert gate.pays is False
 
 
-def test_where_nothing_is_waited_for_nothing_can_be_won():
-    assert decode(CostGate(), 1000, with_it=0.99, without=1.0, waiting=LEAST_WAITING / 2) < 0.16
+def test_where_nothing_is_waited_for_nothing_can_be_won_and_nobody_asks_again():
+    gate = CostGate()
+    decode(gate, FIRST_SPELL + PROBE, with_it=0.99, without=1.0, waiting=LEAST_WAITING / 2)
+    assert decode(gate, 1000, with_it=0.99, without=1.0, waiting=LEAST_WAITING / 2) == 0
+    decode(gate, 1000, with_it=1.0, without=1.5)
+    assert gate.pays
+
+
+def test_a_clear_answer_is_not_asked_for_again_soon():
+    gate = CostGate()
+    decode(gate, FIRST_SPELL + PROBE, with_it=1.0, without=1.5)
+    assert decode(gate, LONGEST_SPELL, with_it=1.0, without=1.5) == 1
+    assert decode(gate, PROBE, with_it=1.0, without=1.5) == 0
 
 
 def test_it_notices_when_things_change():
@@ -62,10 +73,11 @@ def test_noise_costs_little(with_it):
 def test_it_says_when_it_is_only_asking():
     gate = CostGate()
     probing = []
-    for _ in range(300):
+    for _ in range(FIRST_SPELL + LONGEST_SPELL + 2 * PROBE):
         probing.append(gate.is_probing)
+        assert gate.is_probing is not gate.on
         gate.step_ended(1.0 if gate.on else 2.0, 0.5)
-    assert 0.05 < sum(probing) / len(probing) < 0.2
+    assert sum(probing) == 2 * PROBE
 
 
 def test_one_piece_of_text_that_waits_longer_does_not_turn_it_off():
