@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.deferred import DeferredEviction
+from engine.cache.deferred import REMEMBERED_STEPS, DeferredEviction
 from engine.cache.least_stale import LeastStale
 from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, layer_lfu, layer_lru
 from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, check_policy, make_policy
@@ -222,15 +222,20 @@ def test_a_policy_that_is_told_later_decides_the_same(name, uses, slots):
     )
 
 
-def test_a_policy_that_is_never_asked_is_told_now_and_then():
+def test_a_policy_that_is_asked_seldom_hears_of_the_last_steps_alone():
     told: list[ExpertKey] = []
     policy = LRU()
     policy.used = told.append
     deferred = DeferredEviction(policy)
-    for step in range(100):
+    for step in range(3 * REMEMBERED_STEPS):
+        deferred.inserted(ExpertKey(0, step))
         deferred.used(ExpertKey(0, step))
         deferred.step_ended()
-        assert step - len(told) < 10
+        if step:
+            deferred.removed(ExpertKey(0, step - 1))
+    assert not told
+    assert deferred.victim((), None) == ExpertKey(0, step)
+    assert told == [ExpertKey(0, late) for late in range(2 * REMEMBERED_STEPS, 3 * REMEMBERED_STEPS)]
 
 
 @given(st.lists(st.tuples(keys, st.integers(1, 9)), max_size=60))
