@@ -239,10 +239,11 @@ class ExpertCache:
             self._counters.prediction_seconds += time.perf_counter() - began
 
     def computed(
-        self, first: int, told: Sequence[tuple[Any, Any, Any]], experts: np.ndarray, weights: np.ndarray
+        self, first: int, told: Sequence[tuple[Any, Any, Any]], experts: np.ndarray, weights: np.ndarray | None
     ) -> None:
         """Layers `first`, `first` + 1, ... were computed with experts at their addresses: what `observe` would have
-        been told of each, and their ids and weights, [layers, top k]. Each counts as a hit.
+        been told of each, and their distinct ids, [layers, any]; in a step that reads one chat's token also the weights
+        of these. Each counts as a hit.
         """
         if self._on_routing is not None:
             for layer, of_layer in enumerate(told, first):
@@ -250,7 +251,7 @@ class ExpertCache:
         with self._lock:
             assert self._direct is not None
             self._direct.used(first, experts)
-            if (foretold := self._foretold) is not None:
+            if weights is not None and (foretold := self._foretold) is not None:
                 foretold.passed(first, experts, weights)
 
     def begin_prefill(self, tokens: int, top_k: int, cancelled: Callable[[], bool] = lambda: False) -> None:

@@ -1,7 +1,8 @@
 """The joint fast path: a token of each of several chats through a Llama-like MoE model, weights read once for all.
 
-The same numbers as `FastDecoder`'s, up to the order of summation, in a few compiled calls per layer. A row's numbers do
-not depend on the rows beside it. Ask `kernels.available()` before importing this.
+The same numbers as `FastDecoder`'s, up to the order of summation, in a few compiled calls per layer, or in one for as
+many layers as can be computed without asking for their experts. A row's numbers do not depend on the rows beside it.
+Ask `kernels.available()` before importing this.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from numba import get_num_threads
 from engine.model.experts import ExpertProvider
 from engine.model.fast_decode import fp32_array
 from engine.model.fast_support import family_of, is_moe, sliding_window, unsupported_reason
+from engine.model.joined_layers import AddressedExperts
+from engine.model.joint_layers import AttentionArrays, JointLayerArrays, JointLayers
 from engine.model.joint_moe import DenseRows, MoeRows
 from engine.model.joint_product import SideBySide, unsuitable
-from engine.model.joint_scratch import JointScratch
+from engine.model.joint_scratch import JointPositions, JointScratch
 from engine.model.kernels import use_torch_threads
 from engine.model.kernels.joint_attention import add_rows, joint_attention, norm_rows
 from engine.model.kernels.storage import kernel_view
@@ -39,6 +42,8 @@ class FastJoint:
             raise ValueError(reason)
         self._embedding = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
+        self._addressed = provider if isinstance(provider, AddressedExperts) else None
+        self._joined: JointLayers | None = None  # from when the layout of slots is known
         self._layers: list[tuple[_Attention, MoeRows | DenseRows]] = []
         self._kv_shape = _kv_shape(model)
         moe_layers = 0
@@ -66,10 +71,16 @@ class FastJoint:
         with torch.no_grad():
             scratch = self._scratch_for(len(chats))
             scratch.residual[:] = self._embedding(torch.tensor(tokens)).float().numpy()
-            positions = _Positions(chats, self._rotary, self._kv_shape)
-            for number, (attention, mlp) in enumerate(self._layers):
-                attention.add_to(scratch, positions, number)
-                mlp.add_to(scratch)
+            positions = JointPositions(chats, self._rotary, self._kv_shape)
+            addresses = None if self._addressed is None else self._addressed.addresses()
+            if addresses is not None and self._joined is not None:
+                self._run_joined(self._joined, scratch, positions, addresses)
+            else:
+                for number, (attention, mlp) in enumerate(self._layers):
+                    attention.add_to(scratch, positions, number)
+                    mlp.add_to(scratch)
+            if addresses is not None and self._joined is None:
+                self._joined = self._join_layers()
             for chat, position in zip(chats, positions.numbers.tolist(), strict=True):
                 for layer in chat.layers:
                     layer.length = position + 1
@@ -83,6 +94,33 @@ class FastJoint:
         assert self._scratch is not None, "nothing was read yet"
         return self._scratch.x
 
+    def _run_joined(
+        self, joined: JointLayers, scratch: JointScratch, positions: JointPositions, addresses: np.ndarray
+    ) -> None:
+        """All layers: those in one call that it can compute, then one whose experts have to be acquired, and so on."""
+        assert self._addressed is not None
+        routed, first, count = joined.routed(scratch.chats), 0, len(self._layers)
+        while first < count:
+            stop = joined.run(first, scratch, positions, addresses)
+            routed.tell(self._addressed, first, stop)
+            if stop < count:
+                mlp = self._layers[stop][1]
+                assert isinstance(mlp, MoeRows)
+                mlp.add_routed_to(scratch, routed.x[stop], routed.ids[stop], routed.weights[stop])
+            first = stop + 1
+
+    def _join_layers(self) -> JointLayers | None:
+        """Known after a first pass: where parameters lie in a slot. None where layers differ."""
+        layers = [
+            JointLayerArrays(attention.arrays, mlp.arrays)
+            for attention, mlp in self._layers
+            if isinstance(mlp, MoeRows) and mlp.arrays is not None
+        ]
+        if len(layers) < len(self._layers) or not JointLayers.supports(layers):
+            self._addressed = None
+            return None
+        return JointLayers(layers)
+
     def _scratch_for(self, chats: int) -> JointScratch:
         if self._scratch is None or self._scratch.chats != chats:
             self._scratch = JointScratch(self._model.config, self._kv_shape, chats)
@@ -95,22 +133,6 @@ class FastJoint:
         return logits if self._head_bias is None else logits + self._head_bias.float()
 
 
-class _Positions:
-    """Where each chat's next token goes: its number, its rotary angles, and the addresses of its keys and values."""
-
-    def __init__(self, chats: Sequence[KvCache], rotary: Any, kv_shape: tuple[int, int]) -> None:
-        kv_heads, head_dim = kv_shape
-        for layer in (layer for chat in chats for layer in chat.layers if not layer.is_initialized):
-            layer.allocate(kv_heads, head_dim, head_dim)
-        self.numbers = np.array([chat.length for chat in chats])
-        self.contexts = np.array([chat.context_length for chat in chats])
-        cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.from_numpy(self.numbers)[None])
-        self.cos, self.sin = cos[0].contiguous().numpy(), sin[0].contiguous().numpy()
-        layers = list(zip(*(chat.layers for chat in chats), strict=True))
-        self.keys = np.array([[layer.keys.data_ptr() for layer in of_chats] for of_chats in layers])
-        self.values = np.array([[layer.values.data_ptr() for layer in of_chats] for of_chats in layers])
-
-
 class _Attention:
     """One decoder layer's attention block."""
 
@@ -120,24 +142,28 @@ class _Attention:
         attention = layer.self_attn
         inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
         window = sliding_window(model, family, number)
-        self._norm = fp32_array(layer.input_layernorm.weight), layer.input_layernorm.variance_epsilon
-        self._inputs = SideBySide(*(kernel_view(linear.weight) for linear in inputs))
-        self._output = SideBySide(kernel_view(attention.o_proj.weight))
-        self._output_bias = fp32_array(attention.o_proj.bias)
-        self._settings = (
-            *(fp32_array(linear.bias) for linear in inputs),
-            *(fp32_array(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
+        self.arrays = AttentionArrays(
+            fp32_array(layer.input_layernorm.weight),
             layer.input_layernorm.variance_epsilon,
-            np.float32(attention.scaling),
+            SideBySide(*(kernel_view(linear.weight) for linear in inputs)),
+            SideBySide(kernel_view(attention.o_proj.weight)),
+            tuple(fp32_array(linear.bias) for linear in (*inputs, attention.o_proj)),
+            tuple(fp32_array(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
+            attention.scaling,
             np.iinfo(np.int64).max if window is None else window,
         )
 
-    def add_to(self, scratch: JointScratch, positions: _Positions, number: int) -> None:
+    def add_to(self, scratch: JointScratch, positions: JointPositions, number: int) -> None:
         """Of layer `number`."""
-        norm_rows(scratch.residual, *self._norm, scratch.x)
-        self._inputs.multiply(scratch.x, scratch.rows, scratch.projected)
+        own = self.arrays
+        norm_rows(scratch.residual, own.norm, own.epsilon, scratch.x)
+        own.inputs.multiply(scratch.x, scratch.rows, scratch.projected)
         joint_attention(
-            *self._settings,
+            *own.biases[:3],
+            *own.head_norms,
+            own.epsilon,
+            np.float32(own.scale),
+            own.window,
             positions.keys[number],
             positions.values[number],
             positions.contexts,
@@ -149,8 +175,8 @@ class _Attention:
             get_num_threads(),
             np.zeros(1, np.int64),
         )
-        self._output.multiply(scratch.attended.reshape(scratch.chats, -1), scratch.rows, scratch.added)
-        add_rows(scratch.residual, scratch.added, self._output_bias)
+        own.output.multiply(scratch.attended.reshape(scratch.chats, -1), scratch.rows, scratch.added)
+        add_rows(scratch.residual, scratch.added, own.biases[3])
 
 
 def _kv_shape(model: Any) -> tuple[int, int]:

@@ -36,10 +36,10 @@ class AddressedExperts(Protocol):
     def routed(self, layer: int, rows: RowsOfLayer) -> None:
         """`layer`, at which the step pauses, has been routed, and all its experts have addresses and keep them."""
 
-    def computed(self, first: int, told: Sequence[Told], experts: np.ndarray, weights: np.ndarray) -> None:
+    def computed(self, first: int, told: Sequence[Told], experts: np.ndarray, weights: np.ndarray | None) -> None:
         """Layers `first`, `first` + 1, ... were computed with experts at their addresses, not acquired: what `observe`
-        would have been told of each of them, their ids, int64, and weights, float32 [layers, top_k]. The next step uses
-        the memory again.
+        would have been told of each of them, their distinct ids, int64 [layers, any], and, of a step that reads one
+        chat's token, the weights that go with them, float32. The next step uses the memory again.
         """
 
 

@@ -13,6 +13,7 @@ from engine.model.experts import Batch, ExpertProvider, ExpertWeights, Pairs, ex
 from engine.model.fast_decode import SharedExpertWeights, fp32_array, shared_expert_weights, slot_layout
 from engine.model.fast_support import family_of
 from engine.model.joined_layers import SlotLayout
+from engine.model.joint_layers import ExpertsArrays
 from engine.model.joint_product import SideBySide, multiply_experts, unsuitable
 from engine.model.joint_scratch import JointScratch
 from engine.model.kernels.joint_experts import add_combined, add_scaled, gate_rows, route_rows
@@ -38,28 +39,38 @@ class MoeRows:
         self._shared = _shared_rows(block)
         self._layout: SlotLayout | None = None
 
+    @property
+    def arrays(self) -> ExpertsArrays | None:
+        """What `JointLayers` needs to know of it; None with an expert for every token, or before the first pass."""
+        if self._activation is None or self._shared is not None or self._layout is None:
+            return None
+        return ExpertsArrays(*self._route_weights, self._top_k, self._activation, self._layout)
+
     def add_to(self, scratch: JointScratch) -> None:
-        chats = scratch.chats
-        ids = scratch.named("ids", chats, self._top_k, dtype=np.int64)
-        weights = scratch.named("weights", chats, self._top_k)
-        probabilities = scratch.named("probabilities", chats, self._num_experts)
+        ids = scratch.named("ids", scratch.chats, self._top_k, dtype=np.int64)
+        weights = scratch.named("weights", scratch.chats, self._top_k)
+        probabilities = scratch.named("probabilities", scratch.chats, self._num_experts)
         route_rows(scratch.residual, *self._route_weights, scratch.x, probabilities, ids, weights)
+        self.add_routed_to(scratch, scratch.x, ids, weights)
+
+    def add_routed_to(self, scratch: JointScratch, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> None:
+        """The experts that the router has just chosen for x [chats, width]; ids and weights [chats, top_k]."""
         index = torch.from_numpy(ids)
-        self._provider.observe(self._ordinal, torch.from_numpy(scratch.x), index, torch.from_numpy(weights))
+        self._provider.observe(self._ordinal, torch.from_numpy(x), index, torch.from_numpy(weights))
         pairs = Pairs(index, self._num_experts)
-        outputs = scratch.named("outputs", len(pairs.tokens), scratch.x.shape[1])
+        outputs = scratch.named("outputs", len(pairs.tokens), x.shape[1])
         with self._provider.acquire(self._ordinal, pairs.experts.tolist()) as lease:
             if self._shared is not None:
                 self._shared.add_to(scratch)  # while experts that were missing are on their way
             while batch := lease.next_batch():
-                self._compute(batch, pairs, scratch, outputs)
+                self._compute(batch, pairs, scratch, x, outputs)
         add_combined(scratch.residual, outputs, pairs.row_of_pair, weights)
 
-    def _compute(self, batch: Batch, pairs: Pairs, scratch: JointScratch, outputs: np.ndarray) -> None:
+    def _compute(self, batch: Batch, pairs: Pairs, scratch: JointScratch, x: np.ndarray, outputs: np.ndarray) -> None:
         layout = self._layout = self._layout or _readable_layout(batch[0][1])
         rows = [pairs.rows_of(expert) for expert, _ in batch]
         if layout.stored is None:
-            self._compute_by_torch(batch, rows, pairs, scratch, outputs)
+            self._compute_by_torch(batch, rows, pairs, x, outputs)
             return
         slots = np.array([expert.address for _, expert in batch])
         both = scratch.named("both", len(outputs), 2 * layout.intermediate)
@@ -67,17 +78,17 @@ class MoeRows:
         every_pair = np.arange(len(outputs))
         chosen = np.concatenate([every_pair[group] for group in rows])
         gate_up, down = slots + layout.gate_up_offset, slots + layout.down_offset
-        multiply_experts(gate_up, both.shape[1], rows, layout.stored, scratch.x, pairs.tokens, both)
+        multiply_experts(gate_up, both.shape[1], rows, layout.stored, x, pairs.tokens, both)
         gate_rows(self._activation, both, chosen, hidden)
         multiply_experts(down, outputs.shape[1], rows, layout.stored, hidden, every_pair, outputs)
 
     def _compute_by_torch(
-        self, batch: Batch, rows: Sequence[slice], pairs: Pairs, scratch: JointScratch, outputs: np.ndarray
+        self, batch: Batch, rows: Sequence[slice], pairs: Pairs, x: np.ndarray, outputs: np.ndarray
     ) -> None:
-        x, out = torch.from_numpy(scratch.x), torch.from_numpy(outputs)
+        inputs, out = torch.from_numpy(x), torch.from_numpy(outputs)
         for (_, expert), chosen in zip(batch, rows, strict=True):
             tokens = torch.from_numpy(pairs.tokens[chosen])
-            expert_forward(self._experts_module, expert.tensors, x[tokens], out=out[chosen])
+            expert_forward(self._experts_module, expert.tensors, inputs[tokens], out=out[chosen])
 
 
 def _readable_layout(weights: ExpertWeights) -> SlotLayout:

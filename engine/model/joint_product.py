@@ -19,20 +19,18 @@ class SideBySide:
 
     def __init__(self, *matrices: np.ndarray) -> None:
         """Each [features, in], contiguous, as `kernel_view` gives it, all of one dtype."""
-        self._matrices = matrices
-        self._addresses = np.array([matrix.ctypes.data for matrix in matrices])
-        self._features = np.array([len(matrix) for matrix in matrices])
-        self._columns = np.cumsum(self._features) - self._features
+        self._matrices = matrices  # their memory is read by address
+        self.addresses = np.array([matrix.ctypes.data for matrix in matrices])
+        self.features = np.array([len(matrix) for matrix in matrices])
+        self.columns = np.cumsum(self.features) - self.features
         self._no_rows = self._all_rows = np.zeros(len(matrices), np.int64)
-        self._stored = np.empty(0, matrices[0].dtype)
+        self.stored = np.empty(0, matrices[0].dtype)
 
     def multiply(self, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         """out [rows, all features] = every matrix times x [rows, in]; float32; `rows` counts up from 0."""
         if self._all_rows[0] != len(rows):
             self._all_rows = np.full(len(self._matrices), len(rows))
-        _multiply(
-            self._addresses, self._features, self._columns, self._no_rows, self._all_rows, self._stored, x, rows, out
-        )
+        _multiply(self.addresses, self.features, self.columns, self._no_rows, self._all_rows, self.stored, x, rows, out)
 
 
 def multiply_experts(

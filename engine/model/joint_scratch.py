@@ -1,10 +1,14 @@
-"""What the layers of the joint fast path write into, one after another."""
+"""What the layers of the joint fast path write into, one after another, and where each chat's next token goes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from engine.model.kv_cache import KvCache
 
 
 class JointScratch:
@@ -29,3 +33,19 @@ class JointScratch:
     @property
     def chats(self) -> int:
         return len(self.rows)
+
+
+class JointPositions:
+    """Where each chat's next token goes: its number, its rotary angles, and the addresses of its keys and values."""
+
+    def __init__(self, chats: Sequence[KvCache], rotary: Any, kv_shape: tuple[int, int]) -> None:
+        kv_heads, head_dim = kv_shape
+        for layer in (layer for chat in chats for layer in chat.layers if not layer.is_initialized):
+            layer.allocate(kv_heads, head_dim, head_dim)
+        self.numbers = np.array([chat.length for chat in chats])
+        self.contexts = np.array([chat.context_length for chat in chats])
+        cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.from_numpy(self.numbers)[None])
+        self.cos, self.sin = cos[0].contiguous().numpy(), sin[0].contiguous().numpy()
+        layers = list(zip(*(chat.layers for chat in chats), strict=True))
+        self.keys = np.array([[layer.keys.data_ptr() for layer in of_chats] for of_chats in layers])
+        self.values = np.array([[layer.values.data_ptr() for layer in of_chats] for of_chats in layers])

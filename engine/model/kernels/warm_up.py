@@ -46,7 +46,7 @@ def warm_up(
     if fast_path and joint:
         from engine.model.kernels.warm_up_joint import joint_steps
 
-        steps += joint_steps(*(_stored(dtype).dtype for dtype in (dense, experts) if dtype is not None))
+        steps += joint_steps(_stored(dense).dtype, None if experts is None else _stored(experts).dtype)
     for done, step in enumerate(steps):
         if on_progress:
             on_progress(STAGE, done, len(steps))
