@@ -1,5 +1,5 @@
 """The part of an attention block between its projections, for one token of each of several chats: every chat looks at
-its own keys.
+its own keys. What few rows need little of is done by one thread: to start the others takes longer.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -9,22 +9,22 @@ import numpy as np
 from numba import carray
 
 from engine.model.kernels.attention import CHUNK, attend_chunk, merge_chunks, normalise_heads, rms_norm, rotate
-from engine.model.kernels.declare import inlined, parallel_kernel, prange
+from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
 from engine.model.kernels.storage import pointer_at
 from engine.model.kernels.tile_product import take
 
 
-@parallel_kernel
+@kernel
 def norm_rows(x, weight, epsilon, out):
     """`rms_norm` of each row."""
-    for row in prange(x.shape[0]):
+    for row in range(x.shape[0]):
         rms_norm(x[row], weight, epsilon, out[row])
 
 
-@parallel_kernel
+@kernel
 def add_rows(residual, rows, bias):
     """residual += rows + bias, float32 [chats, width]; bias of size 0 where there is none. `rows` changes too."""
-    for row in prange(residual.shape[0]):
+    for row in range(residual.shape[0]):
         _add_bias(rows[row], bias)
         for i in range(rows.shape[1]):
             residual[row, i] += rows[row, i]
@@ -80,7 +80,7 @@ def joint_attention(
     """
     heads, head_dim = attended.shape[1:]
     kv_heads = (projected.shape[1] // head_dim - heads) // 2
-    for chat in prange(positions.shape[0]):
+    for chat in range(positions.shape[0]):
         head = projected[chat].reshape(-1, head_dim)
         query, key, value = head[:heads], head[heads : heads + kv_heads], head[heads + kv_heads :]
         _add_bias(query.reshape(-1), q_bias)

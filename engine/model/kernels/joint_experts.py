@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.model.kernels.declare import parallel_kernel, prange
+from engine.model.kernels.declare import kernel, parallel_kernel, prange
 from engine.model.kernels.exponential import exp
 from engine.model.kernels.routing import route
 from engine.model.kernels.storage import dot
@@ -38,10 +38,10 @@ def gate_rows(activation, both, chosen, hidden):
         gate_all(activation, both[row, :half], both[row, half:], hidden[row])
 
 
-@parallel_kernel
+@kernel
 def add_combined(residual, outputs, row_of_pair, weights):
     """residual[t] += sum over k, in order, of weights[t, k] * outputs[row_of_pair[t, k]]."""
-    for t in prange(residual.shape[0]):
+    for t in range(residual.shape[0]):
         for i in range(residual.shape[1]):
             total = np.float32(0)
             for k in range(weights.shape[1]):

@@ -24,7 +24,7 @@ from engine.model.kernels.storage import HAS_HALF_INSTRUCTIONS, pointer_at
 from engine.model.kernels.tile_product import take
 
 TILE = 12  # outputs that every group of rows goes through while their weights are in the first cache
-TASK = 16 * TILE  # outputs that a thread takes at a time
+TASK = 8 * TILE  # outputs that a thread takes at a time
 ROWS_TOGETHER = 6
 _OUTPUTS_OF_ROWS = {1: 6, 2: 6, 3: 4, 4: 3, 5: 2, 6: 2}  # as many sums as registers hold; each divides TILE
 _VECTOR = 8
@@ -258,11 +258,8 @@ def multiply_groups(addresses, features, columns, firsts, lasts, stored, x, toke
     dtype; x float32 [any, in]; tokens int64; out float32 [any, any], all contiguous; taken int64 [1], zero. Matrices
     that share rows stand side by side in `out`; experts have rows of their own.
     """
-    ordered = np.empty(x.shape, np.float32)
-    for row in prange(x.shape[0]):
-        put_in_order(x[row], stored, ordered[row])
     for _ in prange(workers):
-        _multiply_tasks(addresses, features, columns, firsts, lasts, stored, ordered, tokens, out, taken)
+        _multiply_tasks(addresses, features, columns, firsts, lasts, stored, x, tokens, out, taken)
 
 
 def put_in_order(row, stored, ordered):
@@ -293,6 +290,9 @@ def _as_they_are(row, stored, ordered):
 @inlined
 def _multiply_tasks(addresses, features, columns, firsts, lasts, stored, x, tokens, out, taken):
     sums = np.empty(TILE * ROWS_TOGETHER, np.float32)
+    ordered = np.empty(x.shape, np.float32)  # each thread's own: another parallel region would cost more
+    for row in range(x.shape[0]):
+        put_in_order(x[row], stored, ordered[row])
     row_bytes = x.shape[1] * stored.itemsize
     task = take(taken)
     group, begun = _group_of(task, 0, 0, features)
@@ -306,7 +306,9 @@ def _multiply_tasks(addresses, features, columns, firsts, lasts, stored, x, toke
             ahead = addresses[group] + min(start + TILE, features[group] - TILE) * row_bytes
             if start + TILE >= end and next_group < addresses.shape[0]:
                 ahead = addresses[next_group] + (following - next_begun) * TASK * row_bytes
-            _multiply_tile(weight, first, x, tokens, firsts[group], lasts[group], columns[group], out, ahead, sums)
+            _multiply_tile(
+                weight, first, ordered, tokens, firsts[group], lasts[group], columns[group], out, ahead, sums
+            )
         task, group, begun = following, next_group, next_begun
 
 
