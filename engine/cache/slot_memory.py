@@ -5,11 +5,10 @@ Freed torch tensors of this size stay in the allocator; an unmapped page does no
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import torch
 
+from engine.anonymous_memory import large_paged
 from engine.cache.link import ExpertWeights
 from engine.checkpoint.expert_index import ExpertIndex, ExpertParam
 
@@ -38,7 +37,7 @@ class SlotBytes:
     __slots__ = ("_views", "address", "array")
 
     def __init__(self, nbytes: int) -> None:
-        self.array = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+        self.array = large_paged(nbytes)
         self.address = self.array.ctypes.data
         self._views: dict[int, ExpertWeights] = {}
 

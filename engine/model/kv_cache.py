@@ -6,7 +6,6 @@ The same buffers serve transformers' own forward (through its Cache interface) a
 from __future__ import annotations
 
 import math
-import mmap
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from transformers.cache_utils import (
 )
 from transformers.configuration_utils import PreTrainedConfig
 
+from engine.anonymous_memory import mapping
 from engine.errors import ContextFull, UnsupportedModel
 
 # Sliding and chunked layers keep every position too: their mask hides the old ones, and cropping stays possible.
@@ -200,7 +200,7 @@ def _lazily_touched(*shape: int) -> torch.Tensor:
     nbytes = 4 * math.prod(shape)
     if nbytes == 0:
         return torch.empty(shape, dtype=torch.float32)
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.float32).view(shape)
+    return torch.frombuffer(mapping(nbytes), dtype=torch.float32).view(shape)
 
 
 def _layer_bytes(layer: object) -> int:
