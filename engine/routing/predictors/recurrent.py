@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.model import kernels
 from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
@@ -21,11 +22,12 @@ from engine.routing.traces.trace import RoutingTrace
 
 KIND = "recurrent"
 MATRICES = ("tokens", "token_input", "routing_input", "hidden_input", "recurrence", "mix", "this", "later")
+HEADS = ("mix", "this", "later")
 READ_TOKENS = 256  # of a long prompt only so many are read: training windows are shorter than that
 
 
 class RecurrentPredictor(RoutingPredictor):
-    """Costs five products of a matrix and a vector for `predict` and at most one for `observed`."""
+    """Costs five products of a matrix and a vector for `predict`, in two calls, and at most one for `observed`."""
 
     def __init__(self, stored: StoredPredictor) -> None:
         sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
@@ -33,22 +35,18 @@ class RecurrentPredictor(RoutingPredictor):
         self.stored = stored
         rows = {name: Int8Rows(arrays[name], arrays[f"{name}_scales"]) for name in MATRICES}
         self._tokens = rows["tokens"]
-        self._token_input = StoredMatrix(rows["token_input"])
         self._routing_input = StoredRows(rows["routing_input"])
         self._hidden_input = StoredMatrix(rows["hidden_input"]) if sizes.hidden_width else None
         self._hidden_mean = arrays["hidden_mean"]
-        self._recurrence = StoredMatrix(rows["recurrence"])
-        self._mix, self._this = StoredMatrix(rows["mix"]), StoredMatrix(rows["this"])
-        self._later = StoredMatrix(rows["later"]) if self.horizon > 1 else None
         self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
-        self._calibration = arrays["calibration"]
         state, token, head = sizes.state_width, sizes.token_width, sizes.head_width
         self._with_token = np.zeros(state + token, np.float32)
         self._state = self._with_token[:state]
         self._token = self._with_token[state:]
-        self._head = np.zeros(head + token, np.float32)
         self._pending = self._biases["input"].copy()
         self._out = self._empty()
+        make = _CompiledStep if kernels.available() else _NumpyStep
+        self._step = make(rows, self._biases, arrays["calibration"].astype(np.float32), state, head + token)
         self._warm_up()
 
     def begin(self) -> None:
@@ -64,16 +62,7 @@ class RecurrentPredictor(RoutingPredictor):
 
     def predict(self, token_id: int) -> np.ndarray:
         self._advance(token_id)
-        mixed = np.maximum(self._mix.times(self._with_token) + self._biases["mix"], 0)
-        this, later = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
-        self._head[: len(this)], self._head[len(this) :] = this, self._token
-        rows = self._out.reshape(self.horizon, -1)
-        np.add(self._this.times(self._head), self._biases["this"], out=rows[0])
-        if self._later is not None:
-            rows[1:] = (self._later.times(later) + self._biases["later"]).reshape(self.horizon - 1, -1)
-        rows *= self._calibration[:, :1]
-        rows += self._calibration[:, 1:]
-        rows[:] = sigmoid(rows)
+        self._step.foretell(self._with_token, self._out.reshape(self.horizon, -1))
         return self._out
 
     def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
@@ -93,15 +82,73 @@ class RecurrentPredictor(RoutingPredictor):
 
     def _advance(self, token_id: int) -> None:
         np.multiply(self._tokens.values[token_id], self._tokens.scales[token_id], out=self._token)
-        width = len(self._state)
-        entering = self._token_input.times(self._token)
-        entering += self._pending
-        staying = self._recurrence.times(self._state)
-        staying += self._biases["recurrence"]
+        self._step.advance(self._token, self._pending, self._state)
+
+
+class _NumpyStep:
+    """What `_CompiledStep` computes, where no kernels run."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, Int8Rows],
+        biases: Mapping[str, np.ndarray],
+        calibration: np.ndarray,
+        width: int,
+        head: int,
+    ) -> None:
+        self._matrices = {name: matrix.widened() for name, matrix in rows.items() if name != "tokens"}
+        self._biases, self._calibration = biases, calibration
+
+    def advance(self, token: np.ndarray, pending: np.ndarray, state: np.ndarray) -> None:
+        width, matrices = len(state), self._matrices
+        entering = matrices["token_input"] @ token + pending
+        staying = matrices["recurrence"] @ state + self._biases["recurrence"]
         gates = sigmoid(entering[: 2 * width] + staying[: 2 * width])
         reset, update = gates[:width], gates[width:]
         fresh = np.tanh(entering[2 * width :] + reset * staying[2 * width :])
-        self._state += (1 - update) * (fresh - self._state)
+        state += (1 - update) * (fresh - state)
+
+    def foretell(self, with_token: np.ndarray, out: np.ndarray) -> None:
+        matrices, biases = self._matrices, self._biases
+        mixed = np.maximum(matrices["mix"] @ with_token + biases["mix"], 0)
+        this, later = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+        token = with_token[len(with_token) - (matrices["this"].shape[1] - len(this)) :]
+        out[0] = matrices["this"] @ np.concatenate([this, token]) + biases["this"]
+        out[1:] = (matrices["later"] @ later + biases["later"]).reshape(len(out) - 1, -1)
+        out[:] = sigmoid(out * self._calibration[:, :1] + self._calibration[:, 1:])
+
+
+class _CompiledStep:
+    """The products and gates of a step. width: of the state; head: of what the present token's routing is read off."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, Int8Rows],
+        biases: Mapping[str, np.ndarray],
+        calibration: np.ndarray,
+        width: int,
+        head: int,
+    ) -> None:
+        from engine.model.kernels.recurrent import advance, foretell
+
+        stored = {name: (matrix.values, matrix.scales) for name, matrix in rows.items()}
+        self._advance, self._foretell = advance, foretell
+        self._token_input, self._recurrence = stored["token_input"], stored["recurrence"]
+        self._recurrence_bias = biases["recurrence"]
+        self._gates = np.empty(3 * width, np.float32), np.empty(3 * width, np.float32)
+        heads = (stored[name] if part == "rows" else biases[name] for name in HEADS for part in ("rows", "bias"))
+        self._heads = (*heads, calibration, np.empty_like(biases["mix"]), np.empty(head, np.float32))
+
+    def advance(self, token: np.ndarray, pending: np.ndarray, state: np.ndarray) -> None:
+        """`state` reads `token` and what else is `pending`, in place."""
+        kernels.use_torch_threads()
+        weights = (self._token_input, pending, self._recurrence, self._recurrence_bias)
+        self._advance(token, *weights, *self._gates, state)
+
+    def foretell(self, with_token: np.ndarray, out: np.ndarray) -> None:
+        """Probabilities float32 [horizon, outputs], from the state with the token that it has read."""
+        kernels.use_torch_threads()
+        self._foretell(with_token, *self._heads, out)
 
 
 def export(
