@@ -140,11 +140,11 @@ class _Bench:
     def _simulate(
         self, share: float, speed: EmulatedSpeed, plain: str, real: dict[str, dict[str, float]]
     ) -> dict[str, dict[str, float]]:
-        """The same two with the plain engine's measured computing time, and what predicting took in the other's."""
+        """The same two, each with the computing time that was measured in it, and with what predicting took."""
         found = {}
         for policy in (plain, PREDICTIVE):
             compute = ComputeTimes.of_token(
-                real[plain]["computing_seconds"],
+                real[policy]["computing_seconds"],
                 self._shape.layers,
                 self._shape.top_k,
                 real[policy]["prediction_seconds"],

@@ -15,7 +15,9 @@ from engine.routing.expectation import any_turned_likely, expect
 from engine.routing.live_recall import LiveRecall
 from engine.routing.predictors.interface import RoutingPredictor
 
-CORRECTED_EVERY = 2  # layers: asking the routers ahead in each one gained 0.3 % more speed for twice the time
+CORRECTED_EVERY = (
+    4  # layers: each second one would gain 0.5 % more speed in simulations, for 1.7 % of the computing time
+)
 COUNTED_EVERY = 4  # tokens: for the panel a sample does
 FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
 
