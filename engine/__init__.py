@@ -9,7 +9,7 @@ from engine.errors import EngineError
 
 # OpenMP threads that wait in a long busy loop keep each other off the processor as soon as another program (the
 # browser) wants some of it: decoding then falls from tokens per second to seconds per token. As long as this, they
-# bridge the Python between two layers: waking took a tenth of a predicted token's computing time. Read when torch loads.
+# bridge the Python between two layers; waking took a tenth of a predicted token's time. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
