@@ -46,7 +46,8 @@ def test_between_two_layers_of_this_token_the_nearer_is_worth_more():
     assert 0.5 < made.value[2, 0] < 1
 
 
-def test_the_next_tokens_first_layer_is_nearer_than_its_last_once_this_token_is_halfway():
+def test_the_next_tokens_first_layer_is_nearer_than_its_last_once_this_token_is_halfway(monkeypatch):
+    monkeypatch.setattr("engine.routing.forecast.CORRECTED_EVERY", 1)  # values follow the layers that correct
     made = forecast(NOTHING, only((0, 0), (2, 0)))
     made.observed(0, None, np.array([1, 3]), WEIGHTS)
     made.observed(1, None, np.array([1, 3]), WEIGHTS)
