@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -308,6 +310,10 @@ def bench_prediction(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 49,
     prompts: PromptsFile = None,
     take: Annotated[int | None, typer.Option(min=2, help="Use only the first so many prompts.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Only these shares, with commas; all cells then for real.")] = None,
+    waiting: Annotated[
+        str | None, typer.Option(help="Only links on which the best plain cache waits so long, with commas.")
+    ] = None,
     no_real: Annotated[bool, typer.Option("--no-real", help="Simulate only.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -318,11 +324,15 @@ def bench_prediction(
     chats = tuple(read_prompts(prompts, take))
 
     def work(on_progress: Any) -> dict[str, Any]:
-        from engine.lab.bench_prediction import CELLS, PredictionSettings, run_bench_prediction
+        from engine.lab.bench_prediction import PredictionSettings, run_bench_prediction
+        from engine.lab.simulation.simulate_traces import read_shares
 
-        cells = () if no_real else CELLS
-        settings = PredictionSettings(model=model, tokens=tokens, prompts=chats, cells=cells)
-        return run_bench_prediction(settings, on_progress)
+        settings = PredictionSettings(model=model, tokens=tokens, prompts=chats)
+        if budget is not None or waiting is not None:
+            shares = settings.shares if budget is None else read_shares(budget)
+            stalls = settings.stalls if waiting is None else read_shares(waiting)
+            settings = replace(settings, shares=shares, stalls=stalls, cells=tuple(itertools.product(shares, stalls)))
+        return run_bench_prediction(replace(settings, cells=()) if no_real else settings, on_progress)
 
     present(work, show_prediction, as_json)
 

@@ -237,6 +237,27 @@ def test_a_bad_line_of_prompts_is_named_by_bench(home):
         assert "Line 1" in error["cause"]
 
 
+@pytest.mark.parametrize(
+    ("options", "shares", "stalls", "real"),
+    [
+        ((), 5, 5, 5),
+        (("--no-real",), 5, 5, 0),
+        (("--budget", "25%,45%", "--waiting", "50%"), 2, 1, 2),
+        (("--waiting", "90%"), 5, 1, 5),
+    ],
+)
+def test_which_cells_of_prediction_are_measured(monkeypatch, options, shares, stalls, real):
+    asked = []
+    monkeypatch.setattr(
+        "engine.lab.bench_prediction.run_bench_prediction",
+        lambda settings, on_progress: asked.append(settings) or {"runs": [], "cells": [], "ratios": {}},
+    )
+    run_json("bench", "prediction", *options)
+    (settings,) = asked
+    assert (len(settings.shares), len(settings.stalls), len(settings.cells)) == (shares, stalls, real)
+    assert all(share in settings.shares and stall in settings.stalls for share, stall in settings.cells)
+
+
 def test_ctrl_c_ends_with_one_line_and_130():
     process = start("doctor", "--model", tiny_checkpoint("mixtral"))
     assert "Looking at the machine" in process.stderr.readline()
