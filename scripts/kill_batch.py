@@ -1,6 +1,6 @@
 """Does a batch job that is killed again and again give what an undisturbed one gives, byte for byte?
 
-    python -m scripts.kill_batch --folder /tmp/killed [--lines 200] [--kills 10] [--model demo] [--budget 25%]
+    python -m scripts.kill_batch --folder FOLDER [--lines 200] [--kills 10] [--model demo] [--budget 25%]
 
 Answers short lines with the real model, half of them greedily and half drawn, then once more with kill -9 at random
 moments, one in five of them before its first answer, and the same command after each. Takes minutes. Prints JSON; the

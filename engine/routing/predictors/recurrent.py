@@ -39,14 +39,14 @@ class RecurrentPredictor(RoutingPredictor):
         self._hidden_input = StoredMatrix(rows["hidden_input"]) if sizes.hidden_width else None
         self._hidden_mean = arrays["hidden_mean"]
         self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
-        state, token, head = sizes.state_width, sizes.token_width, sizes.head_width
+        state, token = sizes.state_width, sizes.token_width
         self._with_token = np.zeros(state + token, np.float32)
         self._state = self._with_token[:state]
         self._token = self._with_token[state:]
         self._pending = self._biases["input"].copy()
         self._out = self._empty()
         make = _CompiledStep if kernels.available() else _NumpyStep
-        self._step = make(rows, self._biases, arrays["calibration"].astype(np.float32), state, head + token)
+        self._step = make(rows, self._biases, arrays["calibration"].astype(np.float32))
         self._warm_up()
 
     def begin(self) -> None:
@@ -88,14 +88,7 @@ class RecurrentPredictor(RoutingPredictor):
 class _NumpyStep:
     """What `_CompiledStep` computes, where no kernels run."""
 
-    def __init__(
-        self,
-        rows: Mapping[str, Int8Rows],
-        biases: Mapping[str, np.ndarray],
-        calibration: np.ndarray,
-        width: int,
-        head: int,
-    ) -> None:
+    def __init__(self, rows: Mapping[str, Int8Rows], biases: Mapping[str, np.ndarray], calibration: np.ndarray) -> None:
         self._matrices = {name: matrix.widened() for name, matrix in rows.items() if name != "tokens"}
         self._biases, self._calibration = biases, calibration
 
@@ -119,25 +112,23 @@ class _NumpyStep:
 
 
 class _CompiledStep:
-    """The products and gates of a step. width: of the state; head: of what the present token's routing is read off."""
+    """The products and gates of a step."""
 
-    def __init__(
-        self,
-        rows: Mapping[str, Int8Rows],
-        biases: Mapping[str, np.ndarray],
-        calibration: np.ndarray,
-        width: int,
-        head: int,
-    ) -> None:
+    def __init__(self, rows: Mapping[str, Int8Rows], biases: Mapping[str, np.ndarray], calibration: np.ndarray) -> None:
         from engine.model.kernels.recurrent import advance, foretell
 
         stored = {name: (matrix.values, matrix.scales) for name, matrix in rows.items()}
         self._advance, self._foretell = advance, foretell
         self._token_input, self._recurrence = stored["token_input"], stored["recurrence"]
         self._recurrence_bias = biases["recurrence"]
-        self._gates = np.empty(3 * width, np.float32), np.empty(3 * width, np.float32)
+        self._gates = np.empty_like(biases["recurrence"]), np.empty_like(biases["recurrence"])
         heads = (stored[name] if part == "rows" else biases[name] for name in HEADS for part in ("rows", "bias"))
-        self._heads = (*heads, calibration, np.empty_like(biases["mix"]), np.empty(head, np.float32))
+        self._heads = (
+            *heads,
+            calibration,
+            np.empty_like(biases["mix"]),
+            np.empty(rows["this"].values.shape[1], np.float32),
+        )
 
     def advance(self, token: np.ndarray, pending: np.ndarray, state: np.ndarray) -> None:
         """`state` reads `token` and what else is `pending`, in place."""
