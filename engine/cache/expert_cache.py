@@ -146,12 +146,13 @@ class ExpertCache:
         expert, where a predictor was asked (`RoutingPredictor.predict`, for each).
         """
         self._can_foresee = self._misses_something and self._waves is not None
+        with self._lock:
+            self._pause_speculation()  # what a chat's own step foresaw takes no slots of a pass that nothing guards
         if self._can_foresee and self._speculation is not None and self._waves is not None:
             asked = time.perf_counter()
             with self._lock:
                 self._transfers.settle()
                 self._step_began = self._transfers.now(), self._counters.stall_seconds[Phase.DECODE]
-                self._pause_speculation()
                 self._speculation.prefetcher, self._foreseen_rows = self._waves, slice(None)
                 self._waves.begin_pass(expected)
                 self._speculation.pump()

@@ -103,6 +103,20 @@ def test_who_is_computed_with_where_it_lies_stays_there_whatever_is_guessed(toke
         cache.close()
 
 
+def test_what_one_chat_foresaw_is_not_loaded_in_a_pass_of_several():
+    link, guesses = MemoryLink(delay_seconds=0.001), np.full((1, LAYERS, EXPERTS), 0.9, np.float32)
+    cache = make_cache(link, LAYERS * EXPERTS - 1, guesses)
+    try:
+        cache.begin_step(0)
+        cache.begin_joint_step()
+        started = int((cache.residency_map() > 0).sum())
+        time.sleep(0.1)  # what is on its way arrives
+        assert started < LAYERS * EXPERTS - 1
+        assert int((cache.residency_map() == 2).sum()) == started
+    finally:
+        cache.close()
+
+
 def test_a_guess_that_was_read_without_being_acquired_is_used_though_it_leaves_at_once():
     link, guesses = MemoryLink(), np.zeros((1, LAYERS, EXPERTS), np.float32)
     guesses[0, 1, [4, 5]] = 0.9
