@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EngineError
 
 # OpenMP threads that wait in a long busy loop keep each other off the processor as soon as another program (the
-# browser) wants some of it: decoding then falls from tokens per second to seconds per token. As long as this, they
-# bridge the Python between two layers; waking took a tenth of a predicted token's time. Read when torch loads.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# browser) wants some of it: decoding then falls from tokens per second to seconds per token. As long as this, a tenth
+# of a millisecond, they bridge the Python between two layers; waking takes a fifth of a predicted token's time. They
+# wait for so long only while there are no more of them than processors: see `kernels.release_threads`. Read when torch
+# loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
     from engine.engine import Engine

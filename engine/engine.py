@@ -48,6 +48,7 @@ from engine.model.fast_decode import FastDecoder
 from engine.model.fast_support import ends_with_experts
 from engine.model.footprint import footprint, prefill_chunk
 from engine.model.joint_step import joint_step
+from engine.model.kernels import release_threads
 from engine.model.kv_cache import KvCache, context_full
 from engine.placement import Placement, behind_card, place
 from engine.routing.foresight import Foresight, choose_policy, make_foresight
@@ -142,6 +143,7 @@ class Engine:
         self._serving = self._start_serving()
         self._closed = False
         self._guard = self._start_guard()
+        release_threads()  # of whoever loaded: another thread decodes
 
     def _new_sequence(self, fast: bool, top_k: int, rows: int, relief: MemoryRelief | None) -> TokenSequence:
         """A place for one more chat: keys and values, recorder and predicted history of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from engine.errors import EngineBusy, EngineClosed
+from engine.model.kernels import release_threads
 from engine.serving.decoding import Decoding
 from engine.serving.fair_queue import FairQueue
 from engine.serving.request import Request, Submission
@@ -108,6 +109,8 @@ class Serving:
         while True:
             with self._changed:
                 self._running = [member.request for member in self._decoding.members]
+                if not self._running and not self._queue:
+                    release_threads()  # another engine of this process may be the next to compute
                 self._changed.wait_for(lambda: self._running or self._queue or self._closed)
                 request = self._queue.pop() if self._decoding.has_place else None
                 if request is None:

@@ -82,6 +82,36 @@ def test_kernels_of_versions_not_used_for_a_week_are_removed(tmp_path, monkeypat
     assert current.exists() and recent.exists() and not old.exists()
 
 
+def test_released_threads_end_and_start_anew(tmp_path):
+    released = """
+import os
+def threads(): return len(os.listdir("/proc/self/task"))
+def double(x):
+    from engine.model.kernels.matvec import matvec
+    out = np.empty((1, 64), np.float32)
+    matvec(np.full((64, 5), 2, np.float32), x, out)
+    return out.tolist()
+"""
+    ask = """
+x = np.ones((1, 5), np.float32)
+kernels.use_torch_threads()
+first, working = double(x), threads()
+kernels.release_threads()
+after = threads()
+print(json.dumps({"same": double(x) == first, "ended": working - after, "started": threads() - after}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", released + PROBE + ask],
+        cwd=ROOT,
+        env=os.environ | {"EXPERTFLOW_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    others = torch.get_num_threads() - 1
+    assert json.loads(done.stdout.splitlines()[-1]) == {"same": True, "ended": others, "started": others}
+
+
 def test_kernels_follow_torchs_number_of_threads():
     import numba
 

@@ -9,12 +9,13 @@ import torch
 from engine.model.kernels.runtime import (
     available,
     cache_folder,
+    release_threads,
     set_numba_environment,
     unavailable_reason,
     use_torch_threads,
 )
 
-__all__ = ["available", "cache_folder", "prepare", "unavailable_reason", "use_torch_threads"]
+__all__ = ["available", "cache_folder", "prepare", "release_threads", "unavailable_reason", "use_torch_threads"]
 
 set_numba_environment()  # before any module of this package can import numba
 
