@@ -88,6 +88,7 @@ def show_prediction(report: Report) -> None:
     for budget in dict.fromkeys(run["budget"] for run in report["runs"]):
         grid.add_row(budget, *(f"{report['ratios'][f'simulated_{budget}_{link}']:.2f} x" for link in links))
     console.print(grid)
+    _show_bounds(console, report["ratios"])
     real = Table("cell", "plain", "tokens/s", "speed", "pairs", "bytes", "stall", "predicting", "simulated/real")
     for cell in report["cells"]:
         ours = cell["real"]["predictive"]
@@ -103,6 +104,18 @@ def show_prediction(report: Report) -> None:
             " / ".join(f"{name} {ratio:.2f}" for name, ratio in cell["simulated_over_real"].items()),
         )
     console.print(real)
+
+
+def _show_bounds(console: Console, ratios: dict[str, float]) -> None:
+    """What prediction would gain, knew it parts of the future, if that was simulated."""
+    table = Table("cell", "knowing", "speed", "bytes", title="simulated: did prediction know what it guesses")
+    for name, ratio in ratios.items():
+        cell, _, known = name.removeprefix("simulated_").partition("_knowing_")
+        if known and not cell.startswith("bytes_"):
+            moved = ratios[f"simulated_bytes_{cell}_knowing_{known}"]
+            table.add_row(cell.replace("_stall:", ", waiting "), known, f"{ratio:.2f} x", f"{moved:.2f} x")
+    if table.row_count:
+        console.print(table)
 
 
 def show_predictors(report: Report) -> None:

@@ -315,6 +315,9 @@ def bench_prediction(
         str | None, typer.Option(help="Only links on which the best plain cache waits so long, with commas.")
     ] = None,
     no_real: Annotated[bool, typer.Option("--no-real", help="Simulate only.")] = False,
+    bounds: Annotated[
+        bool, typer.Option("--bounds", help="Simulate also what prediction would gain, knew it parts of the future.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prediction beside the best plain cache: budgets by links on a virtual clock, and five of these for real."""
@@ -327,7 +330,7 @@ def bench_prediction(
         from engine.lab.bench_prediction import PredictionSettings, run_bench_prediction
         from engine.lab.simulation.simulate_traces import read_shares
 
-        settings = PredictionSettings(model=model, tokens=tokens, prompts=chats)
+        settings = PredictionSettings(model=model, tokens=tokens, prompts=chats, bounds=bounds)
         if budget is not None or waiting is not None:
             shares = settings.shares if budget is None else read_shares(budget)
             stalls = settings.stalls if waiting is None else read_shares(waiting)

@@ -38,7 +38,8 @@ def simulate(
     policies: Annotated[
         str,
         typer.Option(
-            help="lru, lfu, lru-per-layer, lfu-per-layer, adaptive, predictive, least-stale, belady, clairvoyant."
+            help="lru, lfu, lru-per-layer, lfu-per-layer, adaptive, predictive, least-stale, belady, clairvoyant, and "
+            "predictive:this+next+reuse, which knows what it else guesses of these."
         ),
     ] = "lru,lru-per-layer,lfu,lfu-per-layer,predictive,belady,clairvoyant",
     predictor: Annotated[

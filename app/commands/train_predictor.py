@@ -30,12 +30,17 @@ def train_predictor(
     ] = None,
     kind: Annotated[str, typer.Option(help="recurrent, or token-transformer to compare with.")] = "recurrent",
     minutes: Annotated[float, typer.Option(min=0.01, help="Most time to train.")] = 30.0,
-    steps: Annotated[int, typer.Option(min=1, help="Most steps to train.")] = 20_000,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Most steps to train; with --start and 0, only the networks beside the predictor do."
+        ),
+    ] = 20_000,
     measure_every: Annotated[int, typer.Option(min=1, help="Steps between two looks at validation recall.")] = 100,
     window: Annotated[int, typer.Option(min=2, help="Tokens the network is trained on at a time.")] = 96,
     batch: Annotated[int, typer.Option(min=1, help="Windows of a step.")] = 16,
     rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 3e-3,
-    horizon: Annotated[int, typer.Option(min=1, help="Tokens predicted, the one whose id is known included.")] = 3,
+    horizon: Annotated[int, typer.Option(min=1, help="Tokens predicted, the one whose id is known included.")] = 2,
     token_width: Annotated[int, typer.Option(min=1, help="Numbers kept for each token.")] = 96,
     state_width: Annotated[int, typer.Option(min=1, help="Numbers that remember the conversation.")] = 384,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="More of it for fewer traces.")] = 0.2,

@@ -31,6 +31,7 @@ from engine.routing.traces.trace_store import TraceStore
 
 ROUTERS_AHEAD = 4
 CHECKED_TOKENS = 16  # of an answer that says how fast the machine computes just now
+BOUNDS = tuple(f"{PREDICTIVE}:{known}" for known in ("this", "next", "this+next", "reuse", "this+next+reuse"))
 CELLS = ((0.15, 0.50), (0.25, 0.50), (0.35, 0.50), (0.45, 0.50), (0.60, 0.05))
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +41,8 @@ Progress = Callable[[str, int, int], None]
 class PredictionSettings:
     """`shares` of the experts against `stalls`, the best plain cache's share of time spent waiting; `cells` of them
     are measured for real too, an answer to each prompt but the first making a pair. `prediction_share`: what
-    predicting is taken to cost in the grid, as a share of a resident token's time.
+    predicting is taken to cost in the grid, as a share of a resident token's time. `bounds`: simulate also what
+    prediction would gain if it knew parts of the future.
     """
 
     model: str = "demo"
@@ -50,6 +52,7 @@ class PredictionSettings:
     tokens: int = 49
     prompts: tuple[Messages, ...] = DEFAULT_PROMPTS
     prediction_share: float = 0.1
+    bounds: bool = False
 
 
 def run_bench_prediction(settings: PredictionSettings, on_progress: Progress) -> dict[str, Any]:
@@ -84,7 +87,8 @@ class _Bench:
     def grid(self) -> list[dict[str, Any]]:
         """With a resident token's time as the second: only the ratios matter, and the bytes a link moves in it."""
         links = [f"{STALL_PREFIX}{stall:.0%}" for stall in self._settings.stalls]
-        return simulate_grid(self._lab, self._settings.shares, links, (*PLAIN_POLICIES, PREDICTIVE), self._on_progress)
+        policies = *PLAIN_POLICIES, PREDICTIVE, *(BOUNDS if self._settings.bounds else ())
+        return simulate_grid(self._lab, self._settings.shares, links, policies, self._on_progress)
 
     def cell(self, runs: Sequence[dict[str, Any]], share: float, stall: float) -> dict[str, Any]:
         """Alternated pairs of answers with the best plain cache and with prediction, over a link as slow for this
@@ -191,12 +195,13 @@ def _sums(measured: Sequence[DecodeMeasurement]) -> dict[str, float]:
 
 
 def _grid_ratios(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Speed and bytes of prediction over those of the fastest plain cache, in each cell of the grid."""
+    """Speed and bytes of prediction, and of its bounds, over those of the fastest plain cache in each cell."""
     ratios = {}
     for ours in runs:
         best = fastest_plain(runs, ours["budget"], ours["link"])
-        if ours["policy"] == PREDICTIVE and best is not None:
-            name = f"{ours['budget']}_{ours['link']}"
+        policy, _, known = ours["policy"].partition(":")
+        if policy == PREDICTIVE and best is not None:
+            name = f"{ours['budget']}_{ours['link']}" + (f"_knowing_{known}" if known else "")
             ratios[f"simulated_{name}"] = ours["tokens_per_second"] / best["tokens_per_second"]
             ratios[f"simulated_bytes_{name}"] = ours["bytes_per_token"] / best["bytes_per_token"]
     return ratios

@@ -9,10 +9,13 @@ import numpy as np
 from engine.model import kernels
 from engine.routing.blend import Blend
 from engine.routing.lookahead import RouterLookahead
+from engine.routing.predictors.stored_matrix import to_int8
 
 
 class RouterCorrection:
-    """The blend of stage 1 with deeper routers applied to the present residual stream."""
+    """The blend of stage 1 with deeper routers applied to the present residual stream. Compiled, with routers in eight
+    bits: while a token waits, reading them is most of the work.
+    """
 
     def __init__(self, lookahead: RouterLookahead, blend: Blend) -> None:
         self._lookahead, self._blend = lookahead, blend
@@ -24,6 +27,9 @@ class RouterCorrection:
             self._plain = np.empty(lookahead.width, np.float32)
             self._ahead = np.empty(lookahead.experts, np.float32)
             self._out = np.empty((blend.distances, lookahead.experts), np.float32)
+            rounded = to_int8(lookahead.routers.reshape(-1, lookahead.width))
+            self._routers = rounded.values.reshape(lookahead.routers.shape)
+            self._scales = rounded.scales.reshape(lookahead.routers.shape[:2])
             self._of_layer = [self._arguments(layer) for layer in range(lookahead.layers)]
 
     def ahead(self, layer: int, hidden: Any, stage1: np.ndarray) -> np.ndarray:
@@ -44,9 +50,9 @@ class RouterCorrection:
         """How many layers are seen from `layer`."""
         return min(self._blend.distances, self._lookahead.layers - 1 - layer)
 
-    def _arguments(self, layer: int) -> tuple[slice, tuple[np.ndarray, ...], np.ndarray]:
+    def _arguments(self, layer: int) -> tuple[slice, tuple[Any, ...], np.ndarray]:
         """What the kernel takes in `layer`, cut to size once: the layers ahead, their weights, where they go."""
         reach = self._reach(layer)
         deeper = slice(layer + 1, layer + 1 + reach)
-        routers, inverse_norm = self._lookahead.routers[deeper], self._lookahead.inverse_norms[layer]
+        routers, inverse_norm = (self._routers[deeper], self._scales[deeper]), self._lookahead.inverse_norms[layer]
         return deeper, (inverse_norm, routers, self._blend.toward(layer)), self._out[:reach]

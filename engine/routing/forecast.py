@@ -12,14 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.routing.expectation import any_turned_likely, expect
+from engine.routing.frequency import ExpertFrequency
 from engine.routing.live_recall import LiveRecall
 from engine.routing.predictors.interface import RoutingPredictor
+from engine.routing.reuse import DISCOUNT, Reuse, expected_by_frequency
+from engine.routing.shape import RoutingShape
 
 CORRECTED_EVERY = (
     4  # layers: each second one would gain 0.5 % more speed in simulations, for 1.7 % of the computing time
 )
 COUNTED_EVERY = 4  # tokens: for the panel a sample does
-FREQUENCY_TOKENS = 64.0  # the memory of the expert frequencies that stand for all that is farther than predictions
 
 
 class Correction(Protocol):
@@ -48,24 +50,21 @@ class Forecast:
 
     `now` float32 [layers, experts]: by the present token, in a layer that is still to come; zero for layers routed.
     `next` float32 [layers, experts]: by the token after it; zero where nothing is predicted.
-    `value` float32 [layers, experts]: `discount` to the power of the tokens until the next use, expected; what is
-    used in a moment has 1, what is never used again 0.
+    `value` float32 [layers, experts]: DISCOUNT to the power of the tokens until the next use, expected; what is used in
+    a moment has 1, what is never used again 0.
     """
 
     def __init__(
         self,
-        layers: int,
-        experts: int,
-        top_k: int,
+        shape: RoutingShape,
         predictor: RoutingPredictor,
         correction: Correction | None = None,
         readout: Readout | None = None,
-        discount: float = 0.5,
+        reuse: Reuse | None = None,
     ) -> None:
-        self._predictor, self._correction, self._readout = predictor, correction, readout
-        self._discount = np.float32(discount)
-        self._frequency = np.full((layers, experts), top_k / experts, np.float32)
-        self._forget = np.float32(1 - 2 ** (-1 / FREQUENCY_TOKENS))
+        layers, experts, top_k = shape.layers, shape.experts, shape.top_k
+        self._predictor, self._correction, self._readout, self._reuse = predictor, correction, readout, reuse
+        self._frequency = ExpertFrequency(shape)
         self._experts = np.full((layers, top_k), -1, np.int16)
         self._weights = np.zeros((layers, top_k), np.float32)
         self._every_layer = np.arange(layers)[:, None]
@@ -73,11 +72,12 @@ class Forecast:
         self._beyond = np.zeros((layers, experts), np.float32)  # what is expected after the next token
         self._later = np.zeros((layers, experts), np.float32)
         distance = (np.arange(layers) - np.arange(-1, layers)[:, None] - 1) % layers / layers
-        self._phase = (self._discount**distance).astype(np.float32)  # [layer routed + 1, layers]
+        self._phase = (DISCOUNT**distance).astype(np.float32)  # [layer routed + 1, layers]
         self.now = np.zeros((layers, experts), np.float32)
         self.next = np.zeros((layers, experts), np.float32)
-        self.value = self._frequency.copy()
+        self.value = self._frequency.values.copy()
         self._rows = np.zeros((1, layers, experts), np.float32)
+        self._after_next = self._expect_after_next()
         self._stage1 = np.zeros((layers, experts), np.float32)
         self.hidden: np.ndarray | None = None  # of the token in progress, after the last layer, if anybody tells
         self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
@@ -97,6 +97,7 @@ class Forecast:
     def predict(self, token_id: int) -> None:
         """Asks the predictor; changes nothing that others read."""
         self._rows = self._predictor.predict(token_id)
+        self._after_next = self._expect_after_next()
 
     def begin_step(self) -> None:
         """The token that was predicted begins: it is known, nothing is computed."""
@@ -151,7 +152,7 @@ class Forecast:
         """All layers are done."""
         self._used[:] = 0
         self._used[self._every_layer, self._experts] = 1
-        self._frequency += self._forget * (self._used[:, :-1] - self._frequency)
+        self._frequency.count(self._used[:, :-1])
         if self._is_counted:
             self.recall_before_step.count(self._stage1, self._experts)
             self.recall_before_layer.count(self._before_routing, self._experts)
@@ -164,21 +165,28 @@ class Forecast:
         """Whether the present step is."""
         return self._steps % COUNTED_EVERY == 0
 
+    def _expect_after_next(self) -> np.ndarray:
+        """DISCOUNT to the power of the tokens from the one after the next until the use, expected [layers, experts]."""
+        by_frequency, memory = expected_by_frequency(self._frequency.values), self._predictor.memory
+        if self._reuse is not None and memory is not None:
+            return self._reuse(memory, by_frequency)
+        later = by_frequency
+        for row in self._rows[:1:-1]:
+            later = row + (1 - row) * DISCOUNT * later
+        return later
+
     def _look_beyond(self, rows: np.ndarray) -> None:
         """What the tokens after this one will use: predicted as far as that goes, then by frequency."""
-        later = self._frequency / (1 - self._discount * (1 - self._frequency))
-        for row in rows[:1:-1]:
-            later = row + (1 - row) * self._discount * later
-        self._beyond[:] = later
+        self._beyond[:] = self._after_next
         if len(rows) > 1:
             self._expect_next(rows[1])
         else:
-            np.multiply(later, self._discount, out=self._later)
+            np.multiply(self._beyond, DISCOUNT, out=self._later)
 
     def _expect_next(self, row: np.ndarray) -> None:
         """Takes over what is thought of the next token, [layers, experts]."""
         self.next[:] = row
-        np.multiply(row + (1 - row) * self._discount * self._beyond, self._discount, out=self._later)
+        np.multiply(row + (1 - row) * DISCOUNT * self._beyond, DISCOUNT, out=self._later)
 
     def _revalue(self) -> None:
         expect(self.now, self._later, self._phase[self._routed + 1], self.value)

@@ -22,6 +22,7 @@ from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
 from engine.routing.readout import readout_of
+from engine.routing.reuse import reuse_of
 from engine.routing.traces.traced_model import TracedModel
 from engine.routing.wave_correction import RouterWaveCorrection, WaveBlend
 from engine.routing.wave_prefetcher import WavePrefetcher
@@ -67,7 +68,8 @@ def make_foresight(model: Any, traced: TracedModel, experts_per_layer: Sequence[
         correction = RouterCorrection(lookahead, blend)
         rows_correction = RouterWaveCorrection(lookahead, WaveBlend(blend, shape.top_k))
     readout = None if stored is None else readout_of(stored.arrays, shape.layers)
-    made = predictive_policy(shape, NoPrediction(shape), correction, readout, rows_correction)
+    reuse = None if stored is None else reuse_of(stored.arrays)
+    made = predictive_policy(shape, NoPrediction(shape), correction, readout, reuse, rows_correction)
 
     def new_feed() -> PredictorFeed:
         return PredictorFeed(new_predictor(), made.forecast, experts_per_layer)

@@ -25,8 +25,8 @@ def fit_logistic(
 ) -> np.ndarray:
     """float64 [features + 1]: weights, the constant last, that make sigmoid(features @ w + c) likeliest.
 
-    features: float [examples, features]; targets: 0 or 1. The weights are held to `centre` (default 0) as firmly as
-    `strength` examples would; Newton's method, halving a step that makes matters worse.
+    features: float [examples, features]; targets: from 0 to 1. The weights are held to `centre` (default 0) as firmly
+    as `strength` examples would; Newton's method, halving a step that makes matters worse.
     """
     x = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
     y = targets.astype(np.float64)

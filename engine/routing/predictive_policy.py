@@ -13,6 +13,7 @@ from engine.routing.cost_gate import CostGate
 from engine.routing.forecast import Correction, Forecast, Readout
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.reuse import Reuse
 from engine.routing.shape import RoutingShape
 from engine.routing.wave_forecast import RowsCorrection, WaveForecast
 from engine.routing.wave_prefetcher import WavePrefetcher
@@ -35,10 +36,11 @@ def predictive_policy(
     predictor: RoutingPredictor,
     correction: Correction | None,
     readout: Readout | None,
+    reuse: Reuse | None,
     rows_correction: RowsCorrection | None = None,
 ) -> PredictivePolicy:
     """Evicts as the adaptive policy while the gate is off. `rows_correction` is the correction of joint passes."""
-    forecast = Forecast(shape.layers, shape.experts, shape.top_k, predictor, correction, readout)
+    forecast = Forecast(shape, predictor, correction, readout, reuse)
     gate = CostGate()
     foreseen = PredictedNextUse(forecast.value)
     plain = DeferredEviction(make_policy(ADAPTIVE, shape.layers))

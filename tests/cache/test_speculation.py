@@ -15,10 +15,12 @@ from engine.cache.predicted_next_use import PredictedNextUse
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.forecast import Forecast
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.shape import RoutingShape
 from tests.cache.memory_link import EXPERT_BYTES, MemoryLink, tag
 from tests.routing.guesses import Told
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
+SHAPE = RoutingShape(LAYERS, EXPERTS, TOP_K, vocabulary=100)
 chosen = st.lists(
     st.lists(st.integers(0, EXPERTS - 1), min_size=TOP_K, max_size=TOP_K, unique=True),
     min_size=LAYERS,
@@ -27,7 +29,7 @@ chosen = st.lists(
 
 
 def make_cache(link: MemoryLink, slots: int, guesses: np.ndarray, **arguments) -> ExpertCache:
-    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(guesses))
+    forecast = Forecast(SHAPE, Told(guesses))
     policy = PredictedNextUse(forecast.value)
     return ExpertCache(
         link, policy, [EXPERTS] * LAYERS, slots, prefetcher=Prefetcher(forecast, policy.absent, **arguments)
@@ -234,7 +236,7 @@ class SaysLater:
 
 def test_what_the_correction_adds_is_counted_as_correction():
     link = MemoryLink(readers=1)
-    forecast = Forecast(LAYERS, EXPERTS, TOP_K, Told(np.zeros((1, LAYERS, EXPERTS))), SaysLater())
+    forecast = Forecast(SHAPE, Told(np.zeros((1, LAYERS, EXPERTS))), SaysLater())
     policy = PredictedNextUse(forecast.value)
     prefetcher = Prefetcher(forecast, policy.absent)
     cache = ExpertCache(link, policy, [EXPERTS] * LAYERS, LAYERS * EXPERTS, prefetcher=prefetcher)

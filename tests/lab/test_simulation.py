@@ -14,8 +14,10 @@ from engine.errors import InvalidSetting
 from engine.lab.belady import decoded_steps, replay
 from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import Contender, make_contender
+from engine.lab.simulation.knowing import KnownReuse
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, Simulator
+from engine.routing.predictors.baselines import Oracle
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 
@@ -79,6 +81,34 @@ def test_the_clairvoyant_waits_less_for_few_more_bytes():
     assert foreseen.counters["stall_seconds"] < 0.5 * plain.counters["stall_seconds"]
     assert foreseen.bytes_moved < 1.25 * plain.bytes_moved
     assert foreseen.counters["bytes_prefetch_used"] > foreseen.counters["bytes_demand"]
+
+
+def test_who_knows_more_of_the_future_waits_less():
+    traces = [make_trace(60, seed) for seed in range(3)]
+    waited = []
+    for name in ("predictive", "predictive:next", "predictive:this", "predictive:this+next"):
+        simulator = Simulator(machine(1.0), 12, make_contender(name, traces, SHAPE))
+        simulator.run(traces)
+        waited.append(simulator.run(traces).counters["stall_seconds"])
+    assert sorted(waited, reverse=True) == waited and len(set(waited)) == 4
+
+
+def test_known_reuse_is_that_of_the_conversation_being_replayed():
+    traces = [make_trace(6, seed) for seed in range(2)]
+    oracle = Oracle(SHAPE, traces)
+    reuse = KnownReuse(SHAPE, traces, oracle)
+    oracle.begin()
+    oracle.begin()
+    oracle.read(traces[1].rows(0, 2))
+    said = reuse(np.zeros(0), np.zeros((LAYERS, EXPERTS)))
+    assert (np.flatnonzero(said[0] == 1) == np.sort(traces[1].experts[4, 0])).all()
+    oracle.read(traces[1].rows(2, 5))
+    assert not reuse(np.zeros(0), np.zeros((LAYERS, EXPERTS))).any()
+
+
+def test_what_is_known_is_named():
+    with pytest.raises(InvalidSetting, match="does not say what is known"):
+        make_contender("predictive:everything", [make_trace(5)], SHAPE)
 
 
 def test_predicting_takes_its_time_and_only_where_it_is_done():

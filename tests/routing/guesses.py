@@ -8,6 +8,8 @@ import numpy as np
 class Told:
     """Says the same rows every time; keeps what it was shown."""
 
+    memory: np.ndarray | None = None
+
     def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows.astype(np.float32)
         self.horizon = len(rows)

@@ -27,7 +27,7 @@ def test_compiled_it_is_the_blend_of_both_sources(distances):
         x = chance.normal(size=(1, lookahead.width)).astype(np.float32)
         expected = blend(layer, stage1, lookahead.probabilities(layer, x, distances)[0])
         assert len(expected) == min(distances, layers - 1 - layer)
-        np.testing.assert_allclose(correction.ahead(layer, x, stage1), expected, rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(correction.ahead(layer, x, stage1), expected, rtol=0.05, atol=0.01)  # eight bits
 
 
 def test_without_a_trained_predictor_the_routers_decide():

@@ -9,9 +9,11 @@ import numpy as np
 from engine.checkpoint.expert_key import ExpertKey
 from engine.routing.forecast import Forecast
 from engine.routing.prefetcher import Prefetcher
+from engine.routing.shape import RoutingShape
 from tests.routing.guesses import Told
 
 LAYERS, EXPERTS = 3, 4
+SHAPE = RoutingShape(LAYERS, EXPERTS, 2, vocabulary=100)
 WEIGHTS = np.array([0.6, 0.4])
 
 
@@ -24,7 +26,7 @@ def prefetcher(
     for row, places in zip(rows, (now, then or {}), strict=True):
         for place, probability in places.items():
             row[place] = probability
-    made = Prefetcher(Forecast(LAYERS, EXPERTS, 2, Told(rows)), np.ones(LAYERS * EXPERTS, np.float32))
+    made = Prefetcher(Forecast(SHAPE, Told(rows)), np.ones(LAYERS * EXPERTS, np.float32))
     for place in held:
         load(made, place)
     made.predict(7)

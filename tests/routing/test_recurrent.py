@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from engine.errors import PredictorUnusable
-from engine.routing.predictors import stored_matrix, weights_file
+from engine.model import kernels
+from engine.routing.predictors import weights_file
 from engine.routing.predictors.recurrent import READ_TOKENS, RecurrentPredictor, export, network_of
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
 from engine.routing.predictors.token_start import start_from_tokens
@@ -27,7 +28,7 @@ CALIBRATION = np.array([[1.3, -0.2], [0.8, 0.1], [1.0, 0.0]])
 def random_network(hidden_width: int = WIDTH, **sizes) -> RecurrentNetwork:
     torch.manual_seed(0)
     embedding = torch.randn(SHAPE.vocabulary, 7)
-    widths = {"token_width": 12, "state_width": 20, "head_width": 16} | sizes
+    widths = {"horizon": 3, "token_width": 12, "state_width": 20, "head_width": 16} | sizes
     network = RecurrentNetwork(SHAPE, RecurrentSizes(hidden_width=hidden_width, **widths), embedding).eval()
     network.standardise(torch.randn(hidden_width), torch.rand(hidden_width) + 0.5)
     with torch.no_grad():
@@ -43,7 +44,7 @@ def as_stored(network: RecurrentNetwork) -> RecurrentNetwork:
 @pytest.fixture(params=["kernels", "numpy"])
 def products(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(stored_matrix.kernels, "available", lambda: False)
+        monkeypatch.setattr(kernels, "available", lambda: False)
 
 
 @pytest.mark.parametrize("hidden_width", [0, WIDTH])

@@ -13,6 +13,7 @@ from engine.cache.policy_choice import ADAPTIVE, PLAIN_POLICIES, PREDICTIVE, mak
 from engine.cache.predicted_next_use import PredictedNextUse
 from engine.errors import InvalidSetting
 from engine.lab.simulation.acquisitions import acquisitions
+from engine.lab.simulation.knowing import NEXT, REUSE, THIS, Knowing, KnownReuse, read_known
 from engine.routing.blend import Blend, blend_of, routers_alone
 from engine.routing.forecast import Forecast
 from engine.routing.predictive_policy import predictive_policy
@@ -22,6 +23,7 @@ from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.prefetcher import Prefetcher
 from engine.routing.readout import NextTokenReadout, readout_of
+from engine.routing.reuse import reuse_of
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
 
@@ -79,19 +81,20 @@ def make_contender(
 ) -> Contender:
     """A fresh contender to decode `traces`, in order.
 
-    "predictive" is the engine's own, with the trained predictor `stored` if there is one; "belady" evicts as the
-    least-moving demand cache, which never prefetches; "clairvoyant" prefetches with perfect predictions. The last two
-    need the future, so they are bounds. Raises InvalidSetting.
+    "predictive" is the engine's own, with the trained predictor `stored` if there is one, and "predictive:this+next"
+    the same if it knew that part of the future (KNOWN); "belady" evicts as the least-moving demand cache, which never
+    prefetches; "clairvoyant" prefetches with perfect predictions. What knows the future is a bound. Raises
+    InvalidSetting.
     """
-    if name == PREDICTIVE:
-        return _predictive(shape, stored)
+    if name.partition(":")[0] == PREDICTIVE:
+        return _predictive(shape, stored, traces, frozenset() if name == PREDICTIVE else read_known(name))
     if name == "least-stale":
         return Contender(LeastStale(shape.layers))
     if name == "belady":
         return Contender(Belady(acquisitions(traces)))
     if name == "clairvoyant":
         oracle = Oracle(shape, traces, CLAIRVOYANT_TOKENS)
-        forecast = Forecast(shape.layers, shape.experts, shape.top_k, oracle)
+        forecast = Forecast(shape, oracle)
         eviction = PredictedNextUse(forecast.value)
         return Contender(eviction, Prefetcher(forecast, eviction.absent), oracle, forecast)
     if name not in (*PLAIN_POLICIES, ADAPTIVE):
@@ -100,12 +103,19 @@ def make_contender(
     return Contender(make_policy(name, shape.layers))
 
 
-def _predictive(shape: RoutingShape, stored: StoredPredictor | None) -> Contender:
-    """The engine's own, with stage 2 and the readout from what was recorded."""
-    predictor = NoPrediction(shape) if stored is None else predictor_of(stored)
-    blend = None if stored is None else blend_of(stored.arrays)
-    correction = RecordedCorrection(blend or routers_alone(shape.layers, shape.top_k))
-    readout = None if stored is None else readout_of(stored.arrays, shape.layers)
-    recorded = None if readout is None else RecordedReadout(readout)
-    made = predictive_policy(shape, predictor, correction, recorded)
+def _predictive(
+    shape: RoutingShape, stored: StoredPredictor | None, traces: Sequence[RoutingTrace], known: frozenset[str]
+) -> Contender:
+    """The engine's own, with stage 2 and the readout from what was recorded; what is `known` is not guessed."""
+    arrays = {} if stored is None else stored.arrays
+    knowing = Knowing(NoPrediction(shape) if stored is None else predictor_of(stored), traces, known)
+    correction = RecordedCorrection(blend_of(arrays) or routers_alone(shape.layers, shape.top_k))
+    readout = readout_of(arrays, shape.layers)
+    made = predictive_policy(
+        shape,
+        knowing if known else knowing.inner,
+        None if THIS in known else correction,
+        None if NEXT in known or readout is None else RecordedReadout(readout),
+        KnownReuse(shape, traces, knowing.oracle) if REUSE in known else reuse_of(arrays),
+    )
     return Contender(made.eviction, made.prefetcher, made.predictor, made.forecast)

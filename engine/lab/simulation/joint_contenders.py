@@ -107,4 +107,4 @@ def _bare(forecast: WaveForecast, shape: RoutingShape, least: float = LEAST, mar
 
 def _unasked(shape: RoutingShape, eviction: PredictedNextUse) -> Prefetcher:
     """For steps of one chat, which do not occur."""
-    return Prefetcher(Forecast(shape.layers, shape.experts, shape.top_k, NoPrediction(shape)), eviction.absent)
+    return Prefetcher(Forecast(shape, NoPrediction(shape)), eviction.absent)

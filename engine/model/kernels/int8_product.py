@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.model.kernels.declare import inlined, kernel, parallel_kernel, prange
+from engine.model.kernels.declare import inlined
 
 
 @inlined
@@ -17,17 +17,8 @@ def int8_dot(row, x):
     return total
 
 
-@parallel_kernel
-def int8_matvec(stored, scales, x, out):
-    """out[o] = scales[o] * (stored[o] @ x); stored int8 [outputs, inputs], the others float32."""
-    for o in prange(stored.shape[0]):
-        out[o] = int8_dot(stored[o], x) * scales[o]
-
-
-@kernel
-def int8_add_rows(stored, scales, places, values, out):
-    """out += sum of values[i] * scales[p] * stored[p], p = places[i]; stored int8 [rows, n], places int64."""
-    for i in range(places.shape[0]):
-        row, factor = stored[places[i]], values[i] * scales[places[i]]
-        for j in range(out.shape[0]):
-            out[j] += factor * np.float32(row[j])
+@inlined
+def int8_add_row(row, factor, out):
+    """out += factor * row; row int8, out float32."""
+    for i in range(out.shape[0]):
+        out[i] += factor * np.float32(row[i])

@@ -8,8 +8,40 @@ from __future__ import annotations
 import numpy as np
 
 from engine.model.kernels.declare import parallel_kernel, prange
-from engine.model.kernels.int8_product import int8_dot
+from engine.model.kernels.int8_product import int8_add_row, int8_dot
 from engine.model.kernels.log_odds import sigmoid
+
+
+@parallel_kernel
+def absorb(experts, weights, used, routing_input, hidden, hidden_mean, hidden_input, bias, centred, pending):
+    """pending float32 [3 * width] = bias + what a token's routing and its residual stream add to the next step.
+
+    experts int16, below 0 for nobody, and weights float32 [layers, top_k], which count as `routing_input.input_values`
+    says, `used` being its USED; routing_input: (int8 [layers * experts, 3 * width], float32 [layers * experts]),
+    hidden_input: (int8 [3 * width, n], float32 [3 * width]), values and a scale for each row; hidden, hidden_mean
+    float32 [n], of size 0 where there is none; centred [n] is scratch.
+    """
+    of_routing, routing_scales = routing_input
+    of_hidden, hidden_scales = hidden_input
+    for i in range(pending.shape[0]):
+        pending[i] = bias[i]
+    number = of_routing.shape[0] // experts.shape[0]
+    for layer in range(experts.shape[0]):
+        total = np.float32(0)
+        for k in range(experts.shape[1]):
+            if experts[layer, k] >= 0:
+                total += weights[layer, k]
+        for k in range(experts.shape[1]):
+            if experts[layer, k] >= 0:
+                place = layer * number + experts[layer, k]
+                share = weights[layer, k] / max(total, np.float32(1e-6)) + used
+                int8_add_row(of_routing[place], share * routing_scales[place], pending)
+    if hidden.shape[0] == 0:
+        return
+    for i in range(hidden.shape[0]):
+        centred[i] = hidden[i] - hidden_mean[i]
+    for row in prange(pending.shape[0]):
+        pending[row] += int8_dot(of_hidden[row], centred) * hidden_scales[row]
 
 
 @parallel_kernel
@@ -48,14 +80,15 @@ def foretell(with_token, mix, mix_bias, this, this_bias, later, later_bias, cali
         mixed[unit] = max(int8_dot(mix_values[unit], with_token) * mix_scales[unit] + mix_bias[unit], np.float32(0))
     half = mixed.shape[0] // 2
     width = with_token.shape[0] - (head.shape[0] - half)
-    head[:half] = mixed[:half]
-    head[half:] = with_token[width:]
+    for i in range(half):  # loops, as an assignment of arrays would be a parallel region of its own
+        head[i] = mixed[i]
+    for i in range(head.shape[0] - half):
+        head[half + i] = with_token[width + i]
     rest, outputs = mixed[half:], out.shape[1]
-    for row in prange(out.shape[0] * outputs):
-        number = row // outputs
-        if number == 0:
-            odds = int8_dot(this_values[row], head) * this_scales[row] + this_bias[row]
-        else:
-            behind = row - outputs
+    for row in prange(outputs):
+        odds = int8_dot(this_values[row], head) * this_scales[row] + this_bias[row]
+        out[0, row] = sigmoid(odds * calibration[0, 0] + calibration[0, 1])
+        for number in range(1, out.shape[0]):
+            behind = (number - 1) * outputs + row
             odds = int8_dot(later_values[behind], rest) * later_scales[behind] + later_bias[behind]
-        out[number, row - number * outputs] = sigmoid(odds * calibration[number, 0] + calibration[number, 1])
+            out[number, row] = sigmoid(odds * calibration[number, 0] + calibration[number, 1])

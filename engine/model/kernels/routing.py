@@ -38,9 +38,16 @@ def route(residual, norm_weight, epsilon, router_weight, renormalise, x, probabi
 
 @inlined
 def softmax_of_logits(router_weight, x, probabilities):
-    largest = np.float32(-np.inf)
     for expert in range(probabilities.shape[0]):
         probabilities[expert] = dot(router_weight[expert], x)
+    softmax(probabilities)
+
+
+@inlined
+def softmax(probabilities):
+    """In place, from logits."""
+    largest = np.float32(-np.inf)
+    for expert in range(probabilities.shape[0]):
         largest = max(largest, probabilities[expert])
     total = np.float32(0)
     for expert in range(probabilities.shape[0]):

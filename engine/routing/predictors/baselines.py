@@ -65,6 +65,11 @@ class Oracle(RoutingPredictor):
         self._position = 0
         self._out = self._empty()
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which conversation is being replayed, and the position of its next token."""
+        return self._turn, self._position
+
     def begin(self) -> None:
         self._turn = (self._turn + 1) % len(self._traces)
         self._position = 0

@@ -22,6 +22,13 @@ class RoutingPredictor(ABC):
         self.horizon = horizon
         """Tokens covered: the one whose id is known, and those after it."""
 
+    @property
+    def memory(self) -> np.ndarray | None:
+        """float32 [width]: what is remembered of the conversation up to the token of the last `predict`, that one
+        included; overwritten by the next. None for predictors whose memory nothing was trained to read.
+        """
+        return None
+
     @abstractmethod
     def begin(self) -> None:
         """Forgets all history; a conversation starts."""

@@ -15,8 +15,8 @@ from engine.model import kernels
 from engine.routing.logistic import sigmoid
 from engine.routing.predictors.interface import RoutingPredictor
 from engine.routing.predictors.recurrent_network import RecurrentNetwork, RecurrentSizes
-from engine.routing.predictors.routing_input import sparse_input
-from engine.routing.predictors.stored_matrix import Int8Rows, StoredMatrix, StoredRows, to_int8
+from engine.routing.predictors.routing_input import USED, sparse_input
+from engine.routing.predictors.stored_matrix import Int8Rows, to_int8
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.traces.trace import RoutingTrace
 
@@ -27,7 +27,7 @@ READ_TOKENS = 256  # of a long prompt only so many are read: training windows ar
 
 
 class RecurrentPredictor(RoutingPredictor):
-    """Costs five products of a matrix and a vector for `predict`, in two calls, and at most one for `observed`."""
+    """Costs five products of a matrix and a vector for `predict`, in two compiled calls, and one for `observed`."""
 
     def __init__(self, stored: StoredPredictor) -> None:
         sizes, arrays = RecurrentSizes(**stored.sizes), stored.arrays
@@ -35,23 +35,27 @@ class RecurrentPredictor(RoutingPredictor):
         self.stored = stored
         rows = {name: Int8Rows(arrays[name], arrays[f"{name}_scales"]) for name in MATRICES}
         self._tokens = rows["tokens"]
-        self._routing_input = StoredRows(rows["routing_input"])
-        self._hidden_input = StoredMatrix(rows["hidden_input"]) if sizes.hidden_width else None
-        self._hidden_mean = arrays["hidden_mean"]
-        self._biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
+        biases = {name: arrays[f"{name}_bias"] for name in ("input", "recurrence", "mix", "this", "later")}
+        self._nothing_entered, self._no_hidden = biases["input"], np.empty(0, np.float32)
         state, token = sizes.state_width, sizes.token_width
         self._with_token = np.zeros(state + token, np.float32)
         self._state = self._with_token[:state]
         self._token = self._with_token[state:]
-        self._pending = self._biases["input"].copy()
+        self._pending = self._nothing_entered.copy()
         self._out = self._empty()
         make = _CompiledStep if kernels.available() else _NumpyStep
-        self._step = make(rows, self._biases, arrays["calibration"].astype(np.float32))
+        hidden_mean = arrays["hidden_mean"].astype(np.float32)
+        self._step = make(rows, biases, arrays["calibration"].astype(np.float32), hidden_mean)
         self._warm_up()
+
+    @property
+    def memory(self) -> np.ndarray:
+        """The state, and the embedding of the token it has read last."""
+        return self._with_token
 
     def begin(self) -> None:
         self._state[:] = 0
-        self._pending[:] = self._biases["input"]
+        self._pending[:] = self._nothing_entered
 
     def read(self, rows: RoutingTrace) -> None:
         rows = rows.rows(max(len(rows) - READ_TOKENS, 0), len(rows))
@@ -66,11 +70,8 @@ class RecurrentPredictor(RoutingPredictor):
         return self._out
 
     def observed(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray | None) -> None:
-        places, values = sparse_input(experts, weights, self.shape.experts)
-        self._pending[:] = self._biases["input"]
-        self._routing_input.add(places, values, self._pending)
-        if hidden is not None and self._hidden_input is not None:
-            self._pending += self._hidden_input.times(hidden.astype(np.float32) - self._hidden_mean)
+        seen = self._no_hidden if hidden is None else hidden.astype(np.float32, copy=False)
+        self._step.absorb(experts, weights, seen, self._pending)
 
     def _warm_up(self) -> None:
         """Has the kernels compiled before the first token asks for them."""
@@ -88,9 +89,21 @@ class RecurrentPredictor(RoutingPredictor):
 class _NumpyStep:
     """What `_CompiledStep` computes, where no kernels run."""
 
-    def __init__(self, rows: Mapping[str, Int8Rows], biases: Mapping[str, np.ndarray], calibration: np.ndarray) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Int8Rows],
+        biases: Mapping[str, np.ndarray],
+        calibration: np.ndarray,
+        hidden_mean: np.ndarray,
+    ) -> None:
         self._matrices = {name: matrix.widened() for name, matrix in rows.items() if name != "tokens"}
-        self._biases, self._calibration = biases, calibration
+        self._biases, self._calibration, self._hidden_mean = biases, calibration, hidden_mean
+
+    def absorb(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray, pending: np.ndarray) -> None:
+        places, shares = sparse_input(experts, weights, len(self._matrices["routing_input"]) // len(experts))
+        pending[:] = self._biases["input"] + shares @ self._matrices["routing_input"][places]
+        if len(self._hidden_mean) and len(hidden):
+            pending += self._matrices["hidden_input"] @ (hidden - self._hidden_mean)
 
     def advance(self, token: np.ndarray, pending: np.ndarray, state: np.ndarray) -> None:
         width, matrices = len(state), self._matrices
@@ -114,11 +127,19 @@ class _NumpyStep:
 class _CompiledStep:
     """The products and gates of a step."""
 
-    def __init__(self, rows: Mapping[str, Int8Rows], biases: Mapping[str, np.ndarray], calibration: np.ndarray) -> None:
-        from engine.model.kernels.recurrent import advance, foretell
+    def __init__(
+        self,
+        rows: Mapping[str, Int8Rows],
+        biases: Mapping[str, np.ndarray],
+        calibration: np.ndarray,
+        hidden_mean: np.ndarray,
+    ) -> None:
+        from engine.model.kernels.recurrent import absorb, advance, foretell
 
         stored = {name: (matrix.values, matrix.scales) for name, matrix in rows.items()}
-        self._advance, self._foretell = advance, foretell
+        self._absorb, self._advance, self._foretell = absorb, advance, foretell
+        self._routing_input, self._hidden_width = stored["routing_input"], len(hidden_mean)
+        self._entering = hidden_mean, stored["hidden_input"], biases["input"], np.empty_like(hidden_mean)
         self._token_input, self._recurrence = stored["token_input"], stored["recurrence"]
         self._recurrence_bias = biases["recurrence"]
         self._gates = np.empty_like(biases["recurrence"]), np.empty_like(biases["recurrence"])
@@ -129,6 +150,13 @@ class _CompiledStep:
             np.empty_like(biases["mix"]),
             np.empty(rows["this"].values.shape[1], np.float32),
         )
+
+    def absorb(self, experts: np.ndarray, weights: np.ndarray, hidden: np.ndarray, pending: np.ndarray) -> None:
+        """`pending` becomes what a token's routing and its residual stream, if any, add to the next step."""
+        kernels.use_torch_threads()
+        seen = hidden if self._hidden_width else hidden[:0]
+        told = experts.astype(np.int16, copy=False), weights.astype(np.float32, copy=False), np.float32(USED)
+        self._absorb(*told, self._routing_input, seen, *self._entering, pending)
 
     def advance(self, token: np.ndarray, pending: np.ndarray, state: np.ndarray) -> None:
         """`state` reads `token` and what else is `pending`, in place."""

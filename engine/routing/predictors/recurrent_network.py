@@ -24,7 +24,7 @@ class RecurrentSizes:
     """Widths. `horizon`: tokens predicted, this one included; `hidden_width`: of the model's residual stream, 0 to
     do without; `dropout`: while training."""
 
-    horizon: int = 3
+    horizon: int = 2
     token_width: int = 96
     state_width: int = 384
     head_width: int = 384

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from engine.routing.readout import tap_layers
 from engine.routing.traces.trace import NOBODY, RoutingTrace
 
 NARROW_NOBODY = 255  # in place of NOBODY where experts are stored as uint8
@@ -19,6 +20,8 @@ def encode(rows: RoutingTrace, experts: int) -> bytes:
         "weights": rows.weights.astype(np.float16),
         "decoded": rows.decoded.astype(bool),
     }
+    if rows.midway is not None:
+        arrays["midway_layers"] = np.array(tap_layers(rows.layers), np.int16)
     optional = {"ahead": rows.ahead, "hidden": rows.hidden, "midway": rows.midway}
     arrays |= {name: array.astype(np.float16) for name, array in optional.items() if array is not None}
     blob = io.BytesIO()
@@ -30,6 +33,8 @@ def decode(conversation: str, blob: bytes) -> RoutingTrace:
     """What `encode` was given."""
     with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         experts = arrays["experts"]
+        seen = arrays.get("midway_layers")  # versions before this one tapped other layers, and did not say which
+        is_seen = seen is not None and seen.tolist() == list(tap_layers(experts.shape[1]))
         return RoutingTrace(
             conversation,
             arrays["token_ids"],
@@ -38,7 +43,7 @@ def decode(conversation: str, blob: bytes) -> RoutingTrace:
             arrays["decoded"],
             arrays.get("ahead"),
             arrays.get("hidden"),
-            arrays.get("midway"),
+            arrays.get("midway") if is_seen else None,
         )
 
 

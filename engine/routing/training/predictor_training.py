@@ -19,14 +19,17 @@ from engine.routing.predictors.recurrent_network import RecurrentNetwork, Recurr
 from engine.routing.predictors.registry import predictor_of
 from engine.routing.predictors.token_start import start_from_tokens
 from engine.routing.predictors.weights_file import StoredPredictor, write_predictor
-from engine.routing.readout import readout_arrays, readout_of
+from engine.routing.readout import readout_arrays, readout_of, stored_taps
+from engine.routing.reuse import reuse_arrays, stored_reuse
 from engine.routing.scoring.evaluation import evaluate
 from engine.routing.scoring.evaluation_ahead import evaluate_ahead
 from engine.routing.scoring.evaluation_readout import evaluate_readout
 from engine.routing.traces.trace import RoutingTrace
 from engine.routing.traces.trace_set import TraceSet
 from engine.routing.training.calibration import fit_calibration
-from engine.routing.training.readout_training import ReadoutSettings, fit_readout
+from engine.routing.training.readout_training import fit_readout
+from engine.routing.training.reuse_training import fit_reuse
+from engine.routing.training.small_network_training import SmallNetworkSettings
 from engine.routing.training.split import Split, split_by_conversation
 from engine.routing.training.train import Progress, TrainingSettings, TrainingState, train
 from engine.routing.training.windows import Windows
@@ -47,7 +50,7 @@ class PredictorTraining:
     kind: str = recurrent.KIND
     sizes: RecurrentSizes = field(default_factory=RecurrentSizes)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
-    readout: ReadoutSettings = field(default_factory=ReadoutSettings)
+    small_networks: SmallNetworkSettings = field(default_factory=SmallNetworkSettings)
     use_hidden: bool = True
     prompts_too: bool = False
     start: StoredPredictor | None = None
@@ -84,8 +87,14 @@ def train_predictor(
     blend = fit_blend(predictor, split.validation)
     if blend is not None:
         stored = replace(stored, arrays={**stored.arrays, ARRAY: blend.coefficients})
-    taps = fit_readout(predictor, split.train, split.validation, training.readout, _told(on_progress), must_stop)
-    stored = replace(stored, arrays={**stored.arrays, **readout_arrays(taps)})
+    networks = training.small_networks
+    learnt = {} if training.start is None else training.start.arrays
+    told, parts = _told(on_progress), (split.train, split.validation)
+    taps = fit_readout(predictor, *parts, networks, stored_taps(learnt, recorded.shape.layers), told, must_stop)
+    _tell(on_progress, "Training what decides who leaves the cache")
+    reuse = fit_reuse(predictor, *parts, networks, stored_reuse(learnt), must_stop)
+    arrays = {**stored.arrays, **readout_arrays(taps), **(reuse_arrays(reuse) if reuse else {})}
+    stored = replace(stored, arrays=arrays)
     write_predictor(out, stored)
     checkpoint.unlink(missing_ok=True)
     _tell(on_progress, "Measuring on unseen conversations")
@@ -185,7 +194,9 @@ def _channels(traces: Sequence[RoutingTrace]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _history(split: Split, training: PredictorTraining, state: TrainingState) -> dict[str, Any]:
+    earlier = {} if training.start is None else training.start.history
     return {
+        "tokens_before": earlier.get("tokens_before", 0) + earlier.get("tokens", {}).get("train", 0),
         "tokens": {name: sum(map(len, part)) for name, part in vars(split).items()},
         "conversations": {name: len({trace.conversation for trace in part}) for name, part in vars(split).items()},
         "settings": asdict(training.settings),
