@@ -13,6 +13,7 @@ QUICK_CHECKS = (
     ("lint", ("ruff", "check")),
     ("format", ("ruff", "format", "--check")),
 )
+SPINS_BESIDE_OTHERS = "100"  # threads that wait awake keep those of the other test processes off the processor
 MOST_WORKERS = 4  # each may hold a model of gigabytes
 
 
@@ -41,6 +42,7 @@ def _run_everything(root: Path) -> list[str]:
     failed = [name for name, command in QUICK_CHECKS if not _passes(root, name, command)]
     with ThreadPoolExecutor(1) as beside:
         types = beside.submit(_listen_to, root, ("mypy",))
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS_BESIDE_OTHERS)
         if not _passes(root, "tests", parallel_pytest(os.cpu_count() or 1)):
             failed.append("tests")
         _announce("types", ("mypy",))

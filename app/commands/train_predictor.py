@@ -32,9 +32,7 @@ def train_predictor(
     minutes: Annotated[float, typer.Option(min=0.01, help="Most time to train.")] = 30.0,
     steps: Annotated[
         int,
-        typer.Option(
-            min=0, help="Most steps to train; with --start and 0, only the networks beside the predictor do."
-        ),
+        typer.Option(min=0, help="Most steps to train; with --start and 0, only the networks beside the predictor do."),
     ] = 20_000,
     measure_every: Annotated[int, typer.Option(min=1, help="Steps between two looks at validation recall.")] = 100,
     window: Annotated[int, typer.Option(min=2, help="Tokens the network is trained on at a time.")] = 96,

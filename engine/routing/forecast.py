@@ -24,6 +24,14 @@ CORRECTED_EVERY = (
 COUNTED_EVERY = 4  # tokens: for the panel a sample does
 
 
+def correcting_layers(layers: int) -> range:
+    """The layers whose residual stream corrects what is thought of those after them. In a model of some depth the first
+    is none of them: it has seen little but the token, which the predictor knows too, and in simulations only did harm.
+    """
+    first = CORRECTED_EVERY if layers > 2 * CORRECTED_EVERY else 0
+    return range(first, layers, CORRECTED_EVERY)
+
+
 class Correction(Protocol):
     """Stage 2: the layers ahead, seen from this one."""
 
@@ -83,7 +91,7 @@ class Forecast:
         self._before_routing = np.zeros((layers, experts), np.float32)  # `now`, of each layer at its very moment
         self.recall_before_step, self.recall_before_layer = LiveRecall(layers), LiveRecall(layers)
         self._routed = -1  # the last layer whose routing is known
-        self._correcting = range(0, layers, CORRECTED_EVERY)
+        self._correcting = correcting_layers(layers)
         self.pauses = np.array(
             [layer in self._correcting or (readout is not None and layer in readout) for layer in range(layers)]
         )

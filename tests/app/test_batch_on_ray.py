@@ -33,13 +33,19 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def nodes():
     """One local cluster for all tests here."""
-    before = set(psutil.Process().children(recursive=True))
+    before = set(psutil.Process().children())
     with ray_session("local", 2, "cpu", "25%") as found:
-        started = set(psutil.Process().children(recursive=True)) - before
+        started = started_since(before)
         yield found
-        started |= set(psutil.Process().children(recursive=True)) - before
+        started |= started_since(before)
     _, left = psutil.wait_procs(started, timeout=60)
     assert not left
+
+
+def started_since(before: set[psutil.Process]) -> set[psutil.Process]:
+    """Children of this process with all of theirs; not those of a browser that was there before."""
+    new = set(psutil.Process().children()) - before
+    return new.union(*(child.children(recursive=True) for child in new))
 
 
 def undisturbed(source: Path, folder: Path) -> bytes:

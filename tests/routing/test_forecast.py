@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.routing.forecast import Forecast
+from engine.routing.forecast import Forecast, correcting_layers
 from engine.routing.shape import RoutingShape
 from tests.routing.guesses import Told
 
@@ -95,6 +95,11 @@ def test_the_correction_replaces_what_was_thought_of_the_next_layer_alone():
     assert made.now[1].tolist() == [0, 0, 0, 1]
     assert made.now[2].tolist() == [1, 0, 0, 0]
     made.observed(2, np.zeros(1), np.array([1, 3]), WEIGHTS)  # the last layer has none ahead
+
+
+def test_the_first_layer_of_a_deep_model_corrects_nothing():
+    assert list(correcting_layers(3)) == [0]
+    assert list(correcting_layers(12)) == [4, 8]
 
 
 def test_value_is_a_share():
