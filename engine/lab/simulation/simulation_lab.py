@@ -12,6 +12,7 @@ from engine.lab.simulation.compute_times import ComputeTimes
 from engine.lab.simulation.contenders import make_contender
 from engine.lab.simulation.lru_curve import lru_curve
 from engine.lab.simulation.simulate import SimulatedMachine, SimulatedRun, Simulator
+from engine.model.kernels import release_threads
 from engine.routing.predictors.weights_file import StoredPredictor
 from engine.routing.shape import RoutingShape
 from engine.routing.traces.trace import RoutingTrace
@@ -56,7 +57,9 @@ class SimulationLab:
             machine, self._slots(share), make_contender(policy, self._traces, self._shape, self._stored)
         )
         simulator.run(self._traces[: self._warm_up])
-        return simulator.run(self._traces[self._warm_up :])
+        found = simulator.run(self._traces[self._warm_up :])
+        release_threads()  # the predictor's: an engine beside the lab may be measured next
+        return found
 
     def speed(self, link: str, share: float) -> EmulatedSpeed:
         """Of a link as the engine names them, or of "stall:50%": so fast that the best plain cache with that share of
