@@ -31,11 +31,13 @@ class Speculation:
 
     def correct(self) -> int:
         """Takes `routing` into account: wrong guesses are taken back, others follow. Returns the bytes spared."""
+        says_more = False
         if self.routing is not None:
-            self.prefetcher.observed(*self.routing)
+            says_more = self.prefetcher.observed(*self.routing)
             self.routing = None
         spared = self._cancel_wrong()
-        self.pump()
+        if says_more or spared:
+            self.pump()
         return spared
 
     def pump(self) -> None:

@@ -93,10 +93,13 @@ class Prefetcher:
         if self.on:
             self._forecast.passed(first, experts, weights)
 
-    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
-        """The real routing of `layer`; hidden, experts, weights as Forecast takes them."""
-        if self.on and self._forecast.observed(layer, hidden, experts, weights):
-            self._outdated = True
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> bool:
+        """The real routing of `layer`; hidden, experts, weights as Forecast takes them. True when there may be more to
+        name than before.
+        """
+        says_more = self.on and self._forecast.observed(layer, hidden, experts, weights)
+        self._outdated = self._outdated or says_more
+        return says_more
 
     def end_step(self, seconds: float, waited: float) -> None:
         """The token is done, after `seconds`, `waited` of them for transfers; plans for the next token stay."""

@@ -64,10 +64,13 @@ class WavePrefetcher:
         self._forecast.begin_pass(expected)
         self.in_joint_pass, self._outdated = True, self.on
 
-    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> None:
-        """The real routing of `layer`; hidden, experts [rows, top k] as WaveForecast takes them."""
+    def observed(self, layer: int, hidden: Any, experts: np.ndarray, weights: np.ndarray) -> bool:
+        """The real routing of `layer`; hidden, experts [rows, top k] as WaveForecast takes them. True when there may be
+        more to name than before.
+        """
         self._forecast.observed(layer, hidden if self.on else None, experts)
         self._outdated = self.on
+        return self.on
 
     def end_step(self, seconds: float, waited: float) -> None:
         """The pass is done, after `seconds`, `waited` of them for transfers; plans for the next pass stay."""
