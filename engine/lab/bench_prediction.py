@@ -23,6 +23,7 @@ from engine.lab.decode_measure import DecodeMeasurement, measure_decoding
 from engine.lab.prompts import DEFAULT_PROMPTS, Messages
 from engine.lab.report import fastest_plain, make_report
 from engine.lab.simulation.compute_times import ComputeTimes
+from engine.lab.simulation.knowing import NEXT, REUSE, THIS
 from engine.lab.simulation.simulate_traces import simulate_grid
 from engine.lab.simulation.simulation_lab import STALL_PREFIX, SimulationLab
 from engine.lab.trace_prompts import TraceSettings, trace_prompts
@@ -31,7 +32,9 @@ from engine.routing.traces.trace_store import TraceStore
 
 ROUTERS_AHEAD = 4
 CHECKED_ANSWERS, CHECKED_LINK = 3, "emulated:5GBps"  # that say how fast the machine computes just now
-BOUNDS = tuple(f"{PREDICTIVE}:{known}" for known in ("this", "next", "this+next", "reuse", "this+next+reuse"))
+BOUNDS = tuple(
+    f"{PREDICTIVE}:{'+'.join(known)}" for known in ((THIS,), (NEXT,), (THIS, NEXT), (REUSE,), (THIS, NEXT, REUSE))
+)
 CELLS = ((0.15, 0.50), (0.25, 0.50), (0.35, 0.50), (0.45, 0.50), (0.60, 0.05))
 
 Progress = Callable[[str, int, int], None]

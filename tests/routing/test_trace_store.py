@@ -11,11 +11,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.errors import TraceStoreUnavailable
+from engine.routing.readout import tap_layers
 from engine.routing.traces.trace import joined
 from engine.routing.traces.trace_file import FORMAT
+from engine.routing.traces.trace_pieces import decode, encode
 from engine.routing.traces.trace_store import TraceStore, forget_file
 from engine.routing.traces.trace_writer import TraceWriter
 from tests.routing.traces import MODEL, assert_same_rows, made_up
@@ -55,6 +58,16 @@ def test_more_experts_than_a_byte_counts(path):
     with TraceStore(path, replace(MODEL, shape=replace(MODEL.shape, experts=300))) as store:
         store.append(0, rows)
         assert_same_rows(next(store.traces()), rows)
+
+
+def test_streams_of_layers_that_are_tapped_no_more_are_left_out(monkeypatch):
+    rows = made_up(5, midway=(len(tap_layers(made_up(5).layers)), 16))
+    assert decode("c", encode(rows, 8)).midway is not None
+    before = encode(rows, 8)
+    monkeypatch.setattr("engine.routing.traces.trace_pieces.tap_layers", lambda layers: (layers - 1,))
+    found = decode("c", before)
+    assert found.midway is None
+    np.testing.assert_array_equal(found.experts, rows.experts)
 
 
 def test_optional_arrays_come_and_go(store):
