@@ -16,6 +16,7 @@ from engine.errors import EngineError
 
 AUTO = "auto"
 AUTO_VALID_SECONDS = 10.0  # the automatic budget follows free memory; asking is not free
+BEING_MOVED_SECONDS = 1.0  # so long after a move, what the program says of an earlier position is out of date
 
 
 class Budget:
@@ -32,24 +33,25 @@ class Budget:
         """Connects the slider; must run inside the `gr.Blocks`."""
         slider, label = self._parts.slider, self._parts.label
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        slider.input(self.preview, slider, label, trigger_mode="always_last", **quiet)
+        moved = self._parts.moved
+        slider.input(self.preview, slider, [label, moved], trigger_mode="always_last", **quiet)
         released = slider.release(self.announce, slider, label, trigger_mode="always_last", **quiet)
         released.then(self.apply, slider, [slider, label], trigger_mode="always_last", **quiet)
         self._parts.auto.click(self.apply_auto, None, [slider, label], **quiet)
         parts = self._parts
         shown = [slider, label, parts.marks, parts.auto, parts.load_again]
-        parts.stamp.change(self.refresh, None, shown, trigger_mode="always_last", **quiet)
+        parts.stamp.change(self.refresh, moved, shown, trigger_mode="always_last", **quiet)
         parts.load_again.click(self.load_again, None, None, **quiet)
 
-    def preview(self, percent: float) -> Any:
-        """The plan that this position would give; changes nothing."""
+    def preview(self, percent: float) -> tuple[str, float]:
+        """The plan that this position would give, and when it was moved there; changes nothing."""
         engine = self._program.host.engine
         if engine is None:
-            return html.budget_waiting()
+            return html.budget_waiting(), time.monotonic()
         try:
-            return html.budget_label(engine.plan_for(budget_of(percent)), html.PREVIEW)
+            return html.budget_label(engine.plan_for(budget_of(percent)), html.PREVIEW), time.monotonic()
         except EngineError as error:
-            return html.budget_error(error)
+            return html.budget_error(error), time.monotonic()
 
     def announce(self, percent: float) -> Any:
         """A resize waits for the token or prefill pass being computed: say so at once."""
@@ -61,8 +63,10 @@ class Budget:
         except EngineError as error:
             return html.budget_error(error)
 
-    def apply(self, percent: float) -> tuple[Any, str]:
-        return self._resize(budget_of(percent))
+    def apply(self, percent: float) -> tuple[Any, Any]:
+        """Leaves the slider alone where it is right: it may have been moved on meanwhile."""
+        slider, label = self._resize(budget_of(percent))
+        return (gr.skip() if slider.get("value") == percent else slider), label
 
     def apply_auto(self) -> tuple[Any, str]:
         return self._resize(AUTO)
@@ -76,8 +80,8 @@ class Budget:
         plan, auto = engine.plan, self.auto_percent()
         return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto}"
 
-    def refresh(self) -> dict[Any, Any]:
-        """The slider and its words as they are now."""
+    def refresh(self, moved: float = float("-inf")) -> dict[Any, Any]:
+        """The slider and its words as they are now; while it is `moved`, it says itself where it is."""
         engine, plan, parts = self._program.host.engine, self._program.host.plan, self._parts
         failed = self._program.host.state.error is not None
         if engine is None and (failed or plan is None):
@@ -87,9 +91,10 @@ class Budget:
                 parts.slider: _slider_update(plan, interactive=False),
                 parts.label: html.budget_label(plan, html.PLANNED, plan.warnings),
             }
+        being_moved = time.monotonic() - moved < BEING_MOVED_SECONDS
         return {
-            parts.slider: _slider_update(plan),
-            parts.label: html.budget_label(plan, warnings=plan.warnings),
+            parts.slider: gr.skip() if being_moved else _slider_update(plan),
+            parts.label: gr.skip() if being_moved else html.budget_label(plan, warnings=plan.warnings),
             parts.marks: html.budget_marks(marks(plan, self.auto_percent())),
             parts.auto: gr.update(interactive=True),
             parts.load_again: gr.update(visible=failed),

@@ -63,6 +63,7 @@ class BudgetParts:
     stamp: gr.Textbox
     load_again: gr.Button
     slider: gr.Slider
+    moved: gr.State
     auto: gr.Button
     marks: gr.HTML
     label: gr.HTML
@@ -217,7 +218,7 @@ def _budget_parts(load_again: gr.Button) -> BudgetParts:
         )
         marks = gr.HTML("", elem_id="marks")
         label = gr.HTML(html.budget_waiting(), elem_id="budget-words")
-    return BudgetParts(stamp, load_again, slider, auto, marks, label)
+    return BudgetParts(stamp, load_again, slider, gr.State(float("-inf")), auto, marks, label)
 
 
 def _model_parts(go_back: gr.Button) -> ModelParts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
@@ -79,6 +81,13 @@ class Visit:
 
     def not_see(self, selector: str) -> None:
         expect(self.page.locator(selector).first).to_be_hidden(timeout=TIMEOUT_MILLISECONDS)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Waits for something that the page brings about behind it."""
+        deadline = time.monotonic() + TIMEOUT_MILLISECONDS / 1000
+        while not holds():
+            assert time.monotonic() < deadline, "it did not come about in time"
+            self.page.wait_for_timeout(50)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
