@@ -28,6 +28,7 @@ class Budget:
         self._auto_percent: float | None = None
         self._auto_at = -AUTO_VALID_SECONDS
         self._lock = threading.Lock()
+        self._resizing = threading.Lock()
 
     def wire(self) -> None:
         """Connects the slider; must run inside the `gr.Blocks`."""
@@ -45,23 +46,25 @@ class Budget:
 
     def preview(self, percent: float) -> tuple[str, float]:
         """The plan that this position would give, and when it was moved there; changes nothing."""
-        engine = self._program.host.engine
-        if engine is None:
-            return html.budget_waiting(), time.monotonic()
-        try:
-            return html.budget_label(engine.plan_for(budget_of(percent)), html.PREVIEW), time.monotonic()
-        except EngineError as error:
-            return html.budget_error(error), time.monotonic()
+        return self._words_for(percent, html.PREVIEW), time.monotonic()
 
     def announce(self, percent: float) -> Any:
         """A resize waits for the token or prefill pass being computed: say so at once."""
-        engine = self._program.host.engine
-        if engine is None or not self._program.answers.in_progress:
+        if self._program.host.engine is None or not self._program.answers.in_progress:
             return gr.skip()
+        return self._words_for(percent, html.APPLYING)
+
+    def _words_for(self, percent: float, what_next: str) -> str:
+        engine = self._program.host.engine
+        if engine is None:
+            return html.budget_waiting()
         try:
-            return html.budget_label(engine.plan_for(budget_of(percent)), html.APPLYING)
+            plan = engine.plan_for(budget_of(percent))
         except EngineError as error:
             return html.budget_error(error)
+        if plan.slots == engine.plan.slots:  # moved there already, and told late
+            return html.budget_label(plan, warnings=plan.warnings)
+        return html.budget_label(plan, what_next)
 
     def apply(self, percent: float) -> tuple[Any, Any]:
         """Leaves the slider alone where it is right: it may have been moved on meanwhile."""
@@ -94,7 +97,7 @@ class Budget:
         being_moved = time.monotonic() - moved < BEING_MOVED_SECONDS
         return {
             parts.slider: gr.skip() if being_moved else _slider_update(plan),
-            parts.label: gr.skip() if being_moved else html.budget_label(plan, warnings=plan.warnings),
+            parts.label: html.budget_label(plan, warnings=plan.warnings),
             parts.marks: html.budget_marks(marks(plan, self.auto_percent())),
             parts.auto: gr.update(interactive=True),
             parts.load_again: gr.update(visible=failed),
@@ -108,11 +111,12 @@ class Budget:
         engine = self._program.host.engine
         if engine is None:
             return gr.skip(), html.budget_waiting()
-        try:
-            plan = engine.resize(budget)
-        except EngineError as error:
-            return _slider_update(engine.plan), html.budget_error(error)
-        self._program.preferences.set_budget(budget)
+        with self._resizing:  # one after the other, so that what is kept is what was resized to last
+            try:
+                plan = engine.resize(budget)
+            except EngineError as error:
+                return _slider_update(engine.plan), html.budget_error(error)
+            self._program.preferences.set_budget(budget)
         return _slider_update(plan), html.budget_label(plan, warnings=plan.warnings)
 
     def auto_percent(self) -> float | None:
