@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 
+from engine.cache.deferred import DeferredEviction
 from engine.cache.policies import EvictionPolicy
 from engine.checkpoint.expert_key import ExpertKey
 
 SAMPLED_LAYERS = 5  # about so many
 HALF_LIFE_STEPS = 128.0
+WATCHED_STEPS, RESTING_STEPS = 256, 768  # the ghosts run and rest by turns: a choice is good for longer than it takes
 CLEARLY = 1.02  # times as many hits before the choice changes: the content must be worth more than the change costs
 
 
 class AdaptiveEviction(EvictionPolicy):
-    """Several policies, all kept up to date; the one whose ghost has hit most lately chooses the victims.
+    """Several policies; the one whose ghost has hit most lately chooses the victims, and the others wait to be told
+    until it is their turn.
 
     `makers`: by name, from a number of layers; `first`: which is chosen in the beginning.
     """
@@ -26,8 +29,10 @@ class AdaptiveEviction(EvictionPolicy):
         self._stride = max(layers // SAMPLED_LAYERS, 1)
         sampled = -(-layers // self._stride)
         self._share = sampled / layers
-        self._policies = {name: make(layers) for name, make in makers.items()}
+        self._policies = {name: DeferredEviction(make(layers)) for name, make in makers.items()}
         self._ghosts = {name: _Ghost(make(sampled)) for name, make in makers.items()}
+        self._steps = 0
+        self._is_watching = True
         self.chosen = first
 
     def inserted(self, key: ExpertKey) -> None:
@@ -41,16 +46,21 @@ class AdaptiveEviction(EvictionPolicy):
     def used(self, key: ExpertKey) -> None:
         for policy in self._policies.values():
             policy.used(key)
-        layer, skipped = divmod(key.layer, self._stride)
-        if not skipped:
+        if self._is_watching and not key.layer % self._stride:
             for ghost in self._ghosts.values():
-                ghost.use(ExpertKey(layer, key.expert))
+                ghost.use(ExpertKey(key.layer // self._stride, key.expert))
 
     def step_ended(self) -> None:
         for policy in self._policies.values():
             policy.step_ended()
-        for ghost in self._ghosts.values():
-            ghost.step_ended()
+        if self._is_watching:
+            for ghost in self._ghosts.values():
+                ghost.step_ended()
+            self._choose()
+        self._steps += 1
+        self._is_watching = self._steps % (WATCHED_STEPS + RESTING_STEPS) < WATCHED_STEPS
+
+    def _choose(self) -> None:
         best = max(self._ghosts, key=lambda name: self._ghosts[name].hits)
         if self._ghosts[best].hits > CLEARLY * self._ghosts[self.chosen].hits:
             self.chosen = best

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
 from engine.checkpoint.expert_key import ExpertKey
@@ -61,26 +61,26 @@ class LRU(EvictionPolicy):
 
 
 class DecayedLFU(EvictionPolicy):
-    """Least frequently used, where a use `half_life_steps` ago counts half. Absent experts keep their count."""
+    """Least frequently used, where a use `half_life_steps` ago counts half. Absent experts keep their count.
+
+    A use only raises a score, so what the heap says of it is never too high: it is put right when it comes up.
+    """
 
     def __init__(self, half_life_steps: float = 64.0) -> None:
         self._growth = 2.0 ** (1.0 / half_life_steps)
         self._weight = 1.0  # of a use now: growing weights spare decaying every count
         self._score: defaultdict[ExpertKey, float] = defaultdict(float)
-        self._resident: set[ExpertKey] = set()
-        self._lowest: list[tuple[float, ExpertKey]] = []  # heap; entries of removed keys or old scores are skipped
+        self._entered: dict[ExpertKey, float] = {}  # residents' scores in the heap; any other entry is outdated
+        self._lowest: list[tuple[float, ExpertKey]] = []  # heap
 
     def inserted(self, key: ExpertKey) -> None:
-        self._resident.add(key)
-        heappush(self._lowest, (self._score[key], key))
+        self._enter(key)
 
     def removed(self, key: ExpertKey) -> None:
-        self._resident.discard(key)
+        del self._entered[key]
 
     def used(self, key: ExpertKey) -> None:
         self._score[key] += self._weight
-        if key in self._resident:
-            heappush(self._lowest, (self._score[key], key))
 
     def step_ended(self) -> None:
         self._weight *= self._growth
@@ -88,16 +88,30 @@ class DecayedLFU(EvictionPolicy):
             for key in self._score:
                 self._score[key] /= self._weight
             self._weight = 1.0
-            self._lowest.clear()
-        if not self._lowest or len(self._lowest) > 8 * len(self._resident):
-            self._lowest = [(self._score[key], key) for key in self._resident]
-            heapify(self._lowest)
+            self._rebuild()
+        elif len(self._lowest) > 8 * len(self._entered):
+            self._rebuild()
 
     def victim(self, blocked: Container[ExpertKey], incoming: ExpertKey | None) -> ExpertKey | None:
         return _first_valid(self._lowest, self._is_current, blocked)
 
     def _is_current(self, key: ExpertKey, score: float) -> bool:
-        return key in self._resident and score == self._score[key]
+        """Enters a resident anew that was used since."""
+        if self._entered.get(key) != score:
+            return False
+        if score < self._score[key]:
+            self._enter(key)
+            return False
+        return True
+
+    def _enter(self, key: ExpertKey) -> None:
+        score = self._entered[key] = self._score[key]
+        heappush(self._lowest, (score, key))
+
+    def _rebuild(self) -> None:
+        self._entered = {key: self._score[key] for key in self._entered}
+        self._lowest = [(score, key) for key, score in self._entered.items()]
+        heapify(self._lowest)
 
 
 def _first_valid(
@@ -156,12 +170,11 @@ class PerLayer(EvictionPolicy):
                 return key
         return None
 
-    def _by_surplus(self, incoming: ExpertKey | None) -> Iterable[int]:
+    def _by_surplus(self, incoming: ExpertKey | None) -> Iterator[int]:
         """The incoming expert's own layer if it has used up its share, then the layers most above theirs."""
+        if incoming is not None and self._held[incoming.layer] >= self._quota[incoming.layer]:
+            yield incoming.layer
         surplus = [held - quota for held, quota in zip(self._held, self._quota, strict=True)]
-        own = incoming.layer if incoming is not None else None
-        if own is not None and surplus[own] >= 0:
-            yield own
         yield from sorted(range(len(surplus)), key=lambda layer: -surplus[layer])
 
 

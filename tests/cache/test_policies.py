@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.cache.adaptive import RESTING_STEPS, WATCHED_STEPS
 from engine.cache.deferred import REMEMBERED_STEPS, DeferredEviction
 from engine.cache.least_stale import LeastStale
 from engine.cache.policies import LRU, Belady, DecayedLFU, EvictionPolicy, layer_lfu, layer_lru
@@ -212,6 +213,24 @@ def test_adaptive_is_about_as_good_as_the_best(uses):
     ours = hits.pop(ADAPTIVE)
     assert max(hits.values()) > 1.2 * min(hits.values())
     assert ours > 0.9 * max(hits.values())
+
+
+def test_adaptive_rests_and_then_sees_that_another_policy_is_better():
+    policy = make_policy(ADAPTIVE, 4)
+    uses = [favourites_and_a_scan(WATCHED_STEPS // 8), changing_favourites((WATCHED_STEPS + RESTING_STEPS) // 4)]
+    residency = Residency(policy)
+    residency.add_slots(list(range(8)))
+    chosen = [set(), set()]
+    for part, seen in zip(uses, chosen, strict=True):
+        for key in part:
+            policy.used(key)
+            if residency.slot(key) is None:
+                residency.reserve(key)
+                residency.publish(key)
+            policy.step_ended()
+            seen.add(policy.chosen)
+    assert "lru" not in chosen[0]
+    assert policy.chosen == "lru"
 
 
 @pytest.mark.parametrize("name", (*PLAIN_POLICIES, ADAPTIVE))
