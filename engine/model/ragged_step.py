@@ -1,11 +1,13 @@
 """One token of each of several chats in one pass: weights are read once, attention looks at each chat's own keys.
 
 The chats' lengths differ and nothing is padded or copied: the cache hands attention a list of views, and attention
-goes through them one by one. Everything else in a decoder layer works on rows and does not know whose they are.
+goes through them one by one, as do latent keys where they are expanded and rotary embeddings that depend on the length.
+Everything else in a decoder layer works on rows and does not know whose they are.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,19 +23,44 @@ from engine.model.experts import several_chats
 from engine.model.kv_cache import KvCache, KvLayer
 
 NAME = "expertflow_ragged"
-FAMILIES = frozenset(  # whose attention takes what the cache gives as it is, tested against each chat alone
+FAMILIES = frozenset(  # tested against each chat alone
     [
+        "afmoe",
+        "aria_text",
+        "axk1",
+        "beam",
+        "cohere2_moe",
+        "deepseek_v2",
+        "deepseek_v3",
         "dots1",
         "ernie4_5_moe",
+        "exaone_moe",
+        "flex_olmo",
+        "flint",
         "glm4_moe",
+        "glm4_moe_lite",
         "gpt_oss",
         "granitemoe",
+        "granitemoe_swa",
+        "granitemoeshared",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "kolibri1",
+        "laguna",
+        "mellum",
+        "mimo_v2_flash",
+        "minimax_m2",
+        "minimax_m3_vl_text",
         "mixtral",
         "olmoe",
+        "phimoe",
         "qwen2_moe",
         "qwen3_moe",
+        "solar_open",
     ]
 )
+
+WINDOW_IN_MASK = frozenset(["phimoe"])  # whose attention is told of a sliding window by its mask alone
 
 _asked = threading.local()  # `attention`: the model's own implementation, while a pass of this thread runs
 
@@ -61,6 +88,7 @@ class RaggedStep:
         self._config = model.config.get_text_config(decoder=True)
         self._device = next(model.parameters()).device
         ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
+        _look_at_each_chat(model)
 
     def __call__(self, chats: Sequence[KvCache], tokens: Sequence[int]) -> torch.Tensor:
         """fp32 logits [chats, vocab] after `tokens`, one for each chat, whose caches grow by one position.
@@ -124,6 +152,37 @@ class _RaggedCache(Cache):
         super().__init__(layers=[_RaggedLayer(layers) for layers in zip(*(c.layers for c in chats), strict=True)])
 
 
+def _look_at_each_chat(model: PreTrainedModel) -> None:
+    """Has the parts of `model` that depend on a chat's length go through the chats; of one chat they do as before."""
+    for name, module in model.named_modules():
+        if hasattr(module, "expand_kv"):
+            module.expand_kv = functools.partial(_expand_each, module.expand_kv)
+        if name.endswith("rotary_emb"):
+            module.forward = functools.partial(_embed_each, module.forward)
+
+
+def _expand_each(
+    expand: Callable[..., tuple[torch.Tensor, torch.Tensor]], latent: Any, rotated: Any
+) -> tuple[Any, Any]:
+    """Keys and values of each chat from what multi-head latent attention caches."""
+    if not isinstance(latent, RaggedStates):
+        return expand(latent, rotated)
+    keys, values = zip(*map(expand, latent.parts, rotated.parts), strict=True)
+    return RaggedStates(keys), RaggedStates(values)
+
+
+def _embed_each(
+    forward: Callable[..., Any], x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **settings: Any
+) -> Any:
+    """What each chat's positions are turned by: some scale it by the longest of those that they are given."""
+    if len(position_ids) == 1:
+        return forward(x, position_ids, *more, **settings)
+    found = [forward(x, position_ids[row : row + 1], *more, **settings) for row in range(len(position_ids))]
+    if isinstance(found[0], torch.Tensor):  # cosine and sine as one complex number
+        return torch.cat(found)
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -134,7 +193,8 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """The model's own attention for each chat, whose newest token sees all of it, or the sliding window's part."""
     attention = _own_attention(module)
-    window = settings.get("sliding_window")
+    config: Any = module.config
+    window = config.sliding_window if config.model_type in WINDOW_IN_MASK else settings.get("sliding_window")
     outputs = []
     for row, (keys, values) in enumerate(zip(key.parts, value.parts, strict=True)):
         if window is not None:

@@ -43,8 +43,8 @@ def both_ways(monkeypatch):
         ("mixtral", {"budget": "1%", "link": "emulated:1GBps"}),
         ("qwen3_moe", {"budget": "25%", "policy": "predictive"}),
         ("gpt_oss", {"budget": "50%"}),
-        ("deepseek_v3", {"budget": "25%"}),  # whose chats cannot share a pass
-        ("jamba", {"budget": "25%"}),  # nor these, which have recurrent state
+        ("deepseek_v3", {"budget": "25%"}),  # whose cache holds latent keys
+        ("jamba", {"budget": "25%"}),  # whose chats cannot share a pass: they have recurrent state
     ],
 )
 def test_greedy_ids_are_those_of_each_prompt_alone(family, settings):
@@ -104,10 +104,10 @@ def test_prompts_are_taken_as_places_become_free():
 def test_cancel_ends_it_with_what_is_whole():
     with Engine.load(tiny_checkpoint("mixtral"), budget="100%", batch_size=2) as engine:
         found = []
-        for answer in engine.generate_batch(prompts(), NEW_TOKENS):
+        for answer in engine.generate_batch(prompts(), 10 * NEW_TOKENS):
             found.append(answer)
             engine.cancel()
-        assert 1 <= len(found) <= 2
+        assert 1 <= len(found) < len(LENGTHS)  # some may have ended before it was said
         assert len(list(engine.generate_batch(prompts(), 2))) == len(LENGTHS)
 
 

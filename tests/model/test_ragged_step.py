@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -51,12 +54,30 @@ def test_each_chat_says_what_it_says_alone(family):
 
 
 def test_a_sliding_window_hides_the_same_positions(tmp_path):
-    import json
-    import shutil
-
     path = shutil.copytree(tiny_checkpoint("mixtral"), tmp_path / "sliding")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"sliding_window": 8}))
+    stock = Stock(path)
+    with Engine.load(path, budget="100%", policy="lru") as engine:
+        texts = prompts()
+        logits = RaggedStep(engine._model)([read(engine, prompt) for prompt in texts], [11] * 4)
+        for row, text in enumerate(texts):
+            assert_same_logits(logits[row], stock.logits([*text, 11]))
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("mixtral", {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}),
+        ("phimoe", {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+                    "short_mscale": 1.1, "long_mscale": 1.4}),
+    ],
+)  # fmt: skip
+def test_a_long_chat_does_not_change_how_a_short_one_is_embedded(tmp_path, family, rope):
+    path = shutil.copytree(tiny_checkpoint(family), tmp_path / "long")
+    config = json.loads((path / "config.json").read_text())
+    rope = rope | {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    (path / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
     stock = Stock(path)
     with Engine.load(path, budget="100%", policy="lru") as engine:
         texts = prompts()
