@@ -2,7 +2,8 @@
 
 The bound of a step is the larger of two times: reading the experts that were touched and the dense weights once at the
 speed of memory, and the matrix products of all rows at the speed of a large fp32 product. Both speeds are measured in
-the same run. Keys and values, norms, routing and sampling are not in the bound; they cost throughput all the same.
+the same run, between the steps. Keys and values, norms, routing and sampling are not in the bound; they cost throughput
+all the same.
 """
 
 from __future__ import annotations
@@ -116,24 +117,34 @@ class Roofline:
     """A loaded engine's steps beside the bound."""
 
     def __init__(self, engine: Engine, path: Path) -> None:
-        """Measures the machine. Raises what opening the checkpoint at `path` raises."""
+        """Raises what opening the checkpoint at `path` raises."""
         self._engine = engine
         index = open_checkpoint(path).index
         self._resident = engine.plan.slots >= sum(index.experts_per_layer)
         self._work = model_work(engine._model, index)
-        self._limits = measure_limits()
+        self._limits: list[MachineLimits] = []
+
+    def measure_machine(self) -> None:
+        """What it can do now. Ask between the steps: beside other programs it is not the same from one to the next."""
+        self._limits.append(measure_limits())
 
     def record(self, joint: bool) -> RecordedSteps:
         """A choice that reads chats in one pass or one after another, and remembers what it took."""
         return RecordedSteps(joint, lambda: self._engine.stats().activations)
 
     def beside(self, steps: RecordedSteps, chats: int) -> dict[str, float]:
-        """Passes of so many chats beside the bound of one; {} where there were none or experts had to move."""
+        """Passes of so many chats beside the bound of one, on a machine that can do the median of what it could; {}
+        where there were none or experts had to move.
+        """
         found = steps.median_of(chats)
         if found is None or not steps.jointly or not self._resident:
             return {}
         took, experts = found
-        read, computed = self._work.step_seconds(chats, experts, self._limits)
+        limits = MachineLimits(
+            median(limits.memory_bytes_per_second for limits in self._limits),
+            median(limits.flops_per_second for limits in self._limits),
+        )
+        read, computed = self._work.step_seconds(chats, experts, limits)
         bound = max(read, computed)
         return {
             "full_step_tokens_per_second": chats / took,
@@ -141,5 +152,5 @@ class Roofline:
             "roofline_share": bound / took,
             "roofline_read_seconds": read,
             "roofline_product_seconds": computed,
-            **asdict(self._limits),
+            **asdict(limits),
         }

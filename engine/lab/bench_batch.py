@@ -86,11 +86,13 @@ def _run_cell(
         roofline = Roofline(engine, path)
         steps = {contender: roofline.record(contender != APART) for contender in contenders}
         _measure(engine, asked, contenders[0], roofline.record(joint=True))  # fills the cache, and reads the prompts
+        roofline.measure_machine()
         for repeat in range(settings.repeats):
             for contender in contenders if repeat % 2 else reversed(contenders):
                 found, ids = _measure(engine, asked, contender, steps[contender])
                 measured[contender].append(found)
                 answers.add(ids)
+            roofline.measure_machine()
     cell = {"budget": budget, "link": link, "batch_size": size}
     beside = {of: roofline.beside(steps[of], of.group_size or size) for of in contenders}
     runs = [cell | asdict(contender) | median_run(found) | beside[contender] for contender, found in measured.items()]

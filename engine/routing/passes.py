@@ -79,10 +79,9 @@ class ChatPasses:
         if len(self._reading) == 1:
             self._reading[0].observed(layer, hidden, top_k_index, top_k_weights)
             return
-        index, weights = np.asarray(top_k_index), np.asarray(top_k_weights)
-        for row, listener in enumerate(self._reading):
-            own = slice(row, row + 1)
-            listener.observed(layer, hidden[own], index[own], weights[own])
+        index, weights = np.asarray(top_k_index)[:, None], np.asarray(top_k_weights)[:, None]
+        for listener, *row in zip(self._reading, hidden[:, None], index, weights, strict=True):
+            listener.observed(layer, *row)
 
     def final_hidden(self, hidden: Any) -> None:
         """The final hidden states [rows, width] of the pass."""

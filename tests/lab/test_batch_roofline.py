@@ -46,6 +46,7 @@ def test_passes_stand_beside_the_bound_where_every_expert_is_there(budget, told)
     path = tiny_checkpoint("mixtral")
     with Engine.load(path, budget=budget, policy="lru", batch_size=3) as engine:
         roofline = Roofline(engine, path)
+        roofline.measure_machine()
         together, apart = roofline.record(True), roofline.record(False)
         for steps in (together, apart):
             list(engine.answer_batch([BatchPrompt(ids, 6) for ids in ([5, 6], [7], [8, 9])], steps))
