@@ -25,13 +25,13 @@ from engine.generation.joint_choice import Always
 from engine.hardware.speed import working_set_bytes
 from engine.model.stored_linear import StoredEmbedding
 
-_REPEATS = 8
+_TRIES = 8
 _PRODUCT_WIDTH = 1536
 
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """The most this machine was seen to do, with all its threads."""
+    """What this machine can do at most, with all its threads."""
 
     memory_bytes_per_second: float
     flops_per_second: float
@@ -54,23 +54,23 @@ class ModelWork:
         return read / limits.memory_bytes_per_second, 2 * products / limits.flops_per_second
 
 
-def measure_limits() -> MachineLimits:
-    """The best of a few tries each."""
+def measure_limits() -> list[MachineLimits]:
+    """Of a few tries, each about as long as a step."""
     numbers = torch.ones(working_set_bytes() // 4)
     matrix = torch.ones(_PRODUCT_WIDTH, _PRODUCT_WIDTH)
-    return MachineLimits(
-        numbers.nbytes / _least_seconds(lambda: numbers.sum()),
-        2 * _PRODUCT_WIDTH**3 / _least_seconds(lambda: matrix @ matrix),
-    )
+    return [
+        MachineLimits(
+            numbers.nbytes / _seconds(lambda: numbers.sum()),
+            2 * _PRODUCT_WIDTH**3 / _seconds(lambda: matrix @ matrix),
+        )
+        for _ in range(_TRIES)
+    ]
 
 
-def _least_seconds(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def model_work(model: nn.Module, index: ExpertIndex) -> ModelWork:
@@ -126,31 +126,35 @@ class Roofline:
 
     def measure_machine(self) -> None:
         """What it can do now. Ask between the steps: beside other programs it is not the same from one to the next."""
-        self._limits.append(measure_limits())
+        self._limits += measure_limits()
 
     def record(self, joint: bool) -> RecordedSteps:
         """A choice that reads chats in one pass or one after another, and remembers what it took."""
         return RecordedSteps(joint, lambda: self._engine.stats().activations)
 
     def beside(self, steps: RecordedSteps, chats: int) -> dict[str, float]:
-        """Passes of so many chats beside the bound of one, on a machine that can do the median of what it could; {}
-        where there were none or experts had to move.
+        """Passes of so many chats, their median, beside the bound of one: by the median of what the machine could do,
+        and by the best. {} where there were none or experts had to move.
         """
         found = steps.median_of(chats)
         if found is None or not steps.jointly or not self._resident:
             return {}
         took, experts = found
-        limits = MachineLimits(
-            median(limits.memory_bytes_per_second for limits in self._limits),
-            median(limits.flops_per_second for limits in self._limits),
-        )
-        read, computed = self._work.step_seconds(chats, experts, limits)
+        typical, best = self._limits_by(median), self._limits_by(max)
+        read, computed = self._work.step_seconds(chats, experts, typical)
         bound = max(read, computed)
         return {
             "full_step_tokens_per_second": chats / took,
             "roofline_tokens_per_second": chats / bound,
             "roofline_share": bound / took,
+            "roofline_share_at_best": max(self._work.step_seconds(chats, experts, best)) / took,
             "roofline_read_seconds": read,
             "roofline_product_seconds": computed,
-            **asdict(limits),
+            **asdict(typical),
         }
+
+    def _limits_by(self, choose: Callable[[list[float]], float]) -> MachineLimits:
+        return MachineLimits(
+            choose([limits.memory_bytes_per_second for limits in self._limits]),
+            choose([limits.flops_per_second for limits in self._limits]),
+        )

@@ -55,3 +55,4 @@ def test_passes_stand_beside_the_bound_where_every_expert_is_there(budget, told)
     if told:
         share = found["full_step_tokens_per_second"] / found["roofline_tokens_per_second"]
         assert found["roofline_share"] == pytest.approx(share)
+        assert 0 < found["roofline_share_at_best"] <= share
