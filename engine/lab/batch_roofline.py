@@ -22,10 +22,12 @@ from engine.checkpoint.dense_model import open_checkpoint
 from engine.checkpoint.expert_index import ExpertIndex
 from engine.engine import Engine
 from engine.generation.joint_choice import Always
-from engine.hardware.speed import working_set_bytes
+from engine.hardware.available_memory import available_ram_bytes
 from engine.model.stored_linear import StoredEmbedding
 
 _TRIES = 8
+_READ_BYTES = 1 << 30  # like a step, more than caches hold: a server's are of hundreds of megabytes
+_RAM_SHARE = 8  # ... but no more than this part of the free RAM
 _PRODUCT_WIDTH = 1536
 
 
@@ -56,7 +58,7 @@ class ModelWork:
 
 def measure_limits() -> list[MachineLimits]:
     """Of a few tries, each about as long as a step."""
-    numbers = torch.ones(working_set_bytes() // 4)
+    numbers = torch.ones(min(_READ_BYTES, available_ram_bytes() // _RAM_SHARE) // 4)
     matrix = torch.ones(_PRODUCT_WIDTH, _PRODUCT_WIDTH)
     return [
         MachineLimits(

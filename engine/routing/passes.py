@@ -79,6 +79,8 @@ class ChatPasses:
         if len(self._reading) == 1:
             self._reading[0].observed(layer, hidden, top_k_index, top_k_weights)
             return
+        if not self._reading:
+            return
         index, weights = np.asarray(top_k_index)[:, None], np.asarray(top_k_weights)[:, None]
         for listener, *row in zip(self._reading, hidden[:, None], index, weights, strict=True):
             listener.observed(layer, *row)
