@@ -83,8 +83,8 @@ class Budget:
         plan, auto = engine.plan, self.auto_percent()
         return f"{plan.slots}/{plan.experts_total}/{plan.minimum_slots}/{auto}"
 
-    def refresh(self, moved: float = float("-inf")) -> dict[Any, Any]:
-        """The slider and its words as they are now; while it is `moved`, it says itself where it is."""
+    def refresh(self, moved: float) -> dict[Any, Any]:
+        """The slider and its words as they are now; a slider that was `moved` (monotonic seconds) just now stays."""
         engine, plan, parts = self._program.host.engine, self._program.host.plan, self._parts
         failed = self._program.host.state.error is not None
         if engine is None and (failed or plan is None):

@@ -63,7 +63,7 @@ class BudgetParts:
     stamp: gr.Textbox
     load_again: gr.Button
     slider: gr.Slider
-    moved: gr.State
+    moved: gr.State  # when, in monotonic seconds
     auto: gr.Button
     marks: gr.HTML
     label: gr.HTML

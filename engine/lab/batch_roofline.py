@@ -136,7 +136,7 @@ class Roofline:
 
     def beside(self, steps: RecordedSteps, chats: int) -> dict[str, float]:
         """Passes of so many chats, their median, beside the bound of one: by the median of what the machine could do,
-        and by the best. {} where there were none or experts had to move.
+        and by the best. {} where there were none or experts had to move. Measure the machine before.
         """
         found = steps.median_of(chats)
         if found is None or not steps.jointly or not self._resident:

@@ -220,7 +220,7 @@ def test_adaptive_rests_and_then_sees_that_another_policy_is_better():
     uses = [favourites_and_a_scan(WATCHED_STEPS // 8), changing_favourites((WATCHED_STEPS + RESTING_STEPS) // 4)]
     residency = Residency(policy)
     residency.add_slots(list(range(8)))
-    chosen = [set(), set()]
+    chosen: list[list[str]] = [[], []]
     for part, seen in zip(uses, chosen, strict=True):
         for key in part:
             policy.used(key)
@@ -228,9 +228,11 @@ def test_adaptive_rests_and_then_sees_that_another_policy_is_better():
                 residency.reserve(key)
                 residency.publish(key)
             policy.step_ended()
-            seen.add(policy.chosen)
+            seen.append(policy.chosen)
     assert "lru" not in chosen[0]
     assert policy.chosen == "lru"
+    resting = (chosen[0] + chosen[1])[WATCHED_STEPS : WATCHED_STEPS + RESTING_STEPS]
+    assert len(chosen[0]) < WATCHED_STEPS + RESTING_STEPS and len(set(resting)) == 1
 
 
 @pytest.mark.parametrize("name", (*PLAIN_POLICIES, ADAPTIVE))
